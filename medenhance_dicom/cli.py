@@ -1,0 +1,412 @@
+"""The command line: parse, call one function, print, exit code. The only clock and the only print.
+
+Each command imports what it needs, so that `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medenhance_dicom import __version__
+from medenhance_dicom.errors import InputError, MedenhanceError, ModelError, OutputError, RecipeError
+
+if TYPE_CHECKING:
+    from medenhance_dicom.enhance import Settings
+    from medenhance_dicom.report import Outcome
+
+EXIT_CODES = (
+    "Exit codes: 0 all done, 1 unexpected error, 2 usage, 3 nothing matched, 4 some failed, 5 all failed, "
+    "6 input unreadable, 7 output not writable, 8 model missing or altered, 9 all withheld by the gate, "
+    "10 some withheld, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="medenhance-dicom",
+    help="Enhance low-quality DICOM images and write derived objects that say how they were made. "
+    "Originals are never touched; nothing contacts a network.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+recipes_app = typer.Typer(no_args_is_help=True, help="What is enhanced, and how: the recipes.")
+models_app = typer.Typer(no_args_is_help=True, help="Trained weights: list, show, verify.")
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(models_app, name="models")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Paths = Annotated[list[Path], typer.Argument(help="DICOM files, folders, zip archives or a DICOMDIR.", metavar="PATH...")]
+Allow = Annotated[
+    list[str], typer.Option("--allow", help="Opt in to what is off by default: CT, MG.", metavar="MODALITY")
+]
+
+
+def _exit_code_of(error: MedenhanceError) -> int:
+    if isinstance(error, InputError):
+        return 6
+    if isinstance(error, OutputError):
+        return 7
+    if isinstance(error, ModelError):
+        return 8
+    return 2 if isinstance(error, RecipeError) else 1
+
+
+def main() -> None:
+    """Run the command line; our own errors become one line on stderr and their exit code."""
+    try:
+        app(standalone_mode=True)
+    except MedenhanceError as error:
+        print(f"medenhance-dicom: {error}", file=sys.stderr)
+        raise SystemExit(_exit_code_of(error)) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).astimezone()
+
+
+def _print_json(value: Any) -> None:
+    print(json_module.dumps(value, indent=1))
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"medenhance-dicom {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@contextmanager
+def _progress(description: str, *, quiet: bool) -> Iterator[Any]:
+    """A progress bar on stderr after two seconds, on a terminal only; yields advance(done, total, text)."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total, text="": None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total, text="": bar.update(
+            task, completed=done, total=total, description=f"{description} {text}".strip()
+        )
+
+
+@app.command(epilog=EXIT_CODES)
+def enhance(
+    paths: Paths,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the derived objects.")] = Path("enhanced"),
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or auto: by SOP class and modality.")] = "auto",
+    weights: Annotated[str | None, typer.Option(help="Weights that replace the recipe's.", metavar="KEY")] = None,
+    guide: Annotated[str, typer.Option(help="Stored guide, for networks that are led by one.", metavar="KEY")] = "auto",
+    device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, torch or openvino.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    gate: Annotated[str, typer.Option(help="What a failed structure check does: withhold, warn or off.")] = "withhold",
+    allow: Allow = [],  # noqa: B006 - typer copies it
+    preview: Annotated[bool, typer.Option(help="Write a PNG pair, before and after, beside each instance.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Report file [default: OUTPUT/run_report.json].")] = None,
+    overwrite: Annotated[bool, typer.Option(help="Write derived objects again that are there already.")] = False,
+    fail_fast: Annotated[bool, typer.Option(help="Stop at the first failed instance.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only tell what would be done.")] = False,
+    json: Json = False,
+) -> None:
+    """Enhance DICOM images; write a new derived series for each source series."""
+    from medenhance_dicom.enhance import Settings
+
+    settings = Settings(
+        output=output, recipe=recipe, weights=weights, guide=None if guide == "auto" else guide, device=device,
+        engine=engine, precision=precision, gate=gate, allow=frozenset(a.upper() for a in allow), preview=preview,
+        overwrite=overwrite,
+    )  # fmt: skip
+    for name, value, choices in (
+        ("engine", engine, ("auto", "torch", "openvino")),
+        ("precision", precision, ("auto", "fp32", "bf16", "fp16")),
+        ("gate", gate, ("withhold", "warn", "off")),
+    ):
+        if value not in choices:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}", param_hint=f"--{name}")
+    if dry_run:
+        _inspect(paths, settings, json=json)
+    try:
+        _enhance(paths, settings, report or output / "run_report.json", fail_fast=fail_fast, json=json)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again: what is written is not written twice", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _enhance(paths: list[Path], settings: Settings, report_path: Path, *, fail_fast: bool, json: bool) -> None:
+    from medenhance_dicom.enhance import Enhancement
+    from medenhance_dicom.report import RunReport
+
+    run = Enhancement(settings, now=_now())
+    report = RunReport(
+        report_path, started=_now(), device=run.device, engine=run.engine, precision=run.precision
+    )
+    lines: list[Outcome] = []
+    with _progress("enhancing", quiet=json) as advance:
+        try:
+            for outcome in run.outcomes(paths, progress=advance):
+                report.add(outcome)
+                if len(lines) < _TABLE_ROWS:
+                    lines.append(outcome)
+                if fail_fast and outcome.result == "failed":
+                    break
+        finally:
+            report.close(finished=_now())
+    if json:
+        sys.stdout.write(report_path.read_text())
+    else:
+        _print_outcomes(lines, report)
+    raise typer.Exit(report.exit_code)
+
+
+_TABLE_ROWS = 200
+
+
+def _print_outcomes(outcomes: list[Outcome], report: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("result", "source", "recipe", "LaSSIM", "reason"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("result", "LaSSIM"))
+    colour = {"enhanced": "green", "warned": "yellow", "withheld": "yellow", "failed": "red", "skipped": "dim"}
+    for o in outcomes:
+        score = "" if o.lassim is None else f"{o.lassim:.3f}"
+        table.add_row(f"[{colour[o.result]}]{o.result}[/]", o.source, o.recipe or "", score, o.reason or "")
+    console = Console(soft_wrap=False)
+    console.print(table)
+    total = sum(report.counts.values())
+    if total > len(outcomes):
+        console.print(f"… and {total - len(outcomes)} more")
+    console.print(", ".join(f"{n} {result}" for result, n in sorted(report.counts.items())) or "nothing found")
+    console.print(f"derived objects and report: {report.path}", highlight=False)
+
+
+@app.command(epilog=EXIT_CODES)
+def inspect(
+    paths: Paths,
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or auto.")] = "auto",
+    allow: Allow = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """Tell what would be enhanced, by which recipe, and why not the rest."""
+    from medenhance_dicom.enhance import Settings
+
+    _inspect(paths, Settings(recipe=recipe, allow=frozenset(a.upper() for a in allow)), json=json)
+
+
+def _inspect(paths: list[Path], settings: Settings, *, json: bool) -> None:
+    from medenhance_dicom.enhance import plan
+
+    series = list(plan(paths, settings))
+    if json:
+        _print_json({"series": series})
+    else:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for column in ("would be", "instances", "modality", "size", "recipe", "first source", "reason"):
+            table.add_column(column, overflow="fold")
+        for s in series:
+            values = (s["result"], s["instances"], s["modality"], s["size"], s["recipe"], s["source"], s["reason"])
+            table.add_row(*("" if v is None else str(v) for v in values))
+        Console().print(table)
+    results = {s["result"] for s in series}
+    raise typer.Exit(0 if "enhanced" in results else 6 if results == {"failed"} else 3)
+
+
+@app.command(epilog=EXIT_CODES)
+def verify(
+    path: Annotated[Path, typer.Argument(help="A derived object, or a folder of them.")],
+    source: Annotated[Path | None, typer.Option(help="Folder or file of the sources, to compare with.")] = None,
+    json: Json = False,
+) -> None:
+    """Check our derived objects: provenance, digests, required attributes. Exit 4 where one has a problem."""
+    from medenhance_dicom.enhance import verify_files
+
+    results = list(verify_files(path, source))
+    if json:
+        _print_json({"objects": results})
+    else:
+        for result in results:
+            print(f"{'ok' if not result['problems'] else 'PROBLEM'}  {result['path']}")
+            for problem in result["problems"]:
+                print(f"         {problem}")
+        print(f"{len(results)} derived objects, {sum(bool(r['problems']) for r in results)} with problems")
+    if not results:
+        raise typer.Exit(3)
+    bad = sum(bool(result["problems"]) for result in results)
+    raise typer.Exit(0 if not bad else 5 if bad == len(results) else 4)
+
+
+@recipes_app.command("list")
+def recipes_list(json: Json = False) -> None:
+    """List the recipes."""
+    from medenhance_dicom.recipe import load_recipes
+
+    recipes = load_recipes()
+    if json:
+        _print_json([r.model_dump(mode="json") | {"digest": r.digest} for r in recipes])
+        return
+    for r in recipes:
+        print(f"{r.name:28} {r.summary}")
+
+
+@recipes_app.command("show")
+def recipes_show(name: str, json: Json = False) -> None:
+    """Show one recipe."""
+    recipe = _recipe(name)
+    value = recipe.model_dump(mode="json") | {"digest": recipe.digest}
+    if json:
+        _print_json(value)
+    else:
+        from rich.console import Console
+
+        Console().print_json(data=value)
+
+
+@recipes_app.command("verify")
+def recipes_verify(json: Json = False) -> None:
+    """Load every recipe and check that the weights it names are there."""
+    from medenhance_dicom.manifest import load_manifest
+    from medenhance_dicom.recipe import load_recipes
+
+    manifest = load_manifest()
+    results = []
+    for r in load_recipes():
+        missing = r.enhancer.weights if r.enhancer.weights and r.enhancer.weights not in manifest.weights else None
+        results.append({"recipe": r.name, "problem": f"weights {missing} are not in the manifest" if missing else None})
+    if json:
+        _print_json(results)
+    else:
+        for result in results:
+            print(f"{result['recipe']:28} {result['problem'] or 'ok'}")
+    if any(result["problem"] for result in results):
+        raise typer.Exit(8)
+
+
+def _recipe(name: str) -> Any:
+    from medenhance_dicom.recipe import load_recipes
+
+    found = [r for r in load_recipes() if r.name == name]
+    if not found:
+        raise RecipeError(f"no recipe {name!r}; see `medenhance-dicom recipes list`")
+    return found[0]
+
+
+@models_app.command("list")
+def models_list(json: Json = False) -> None:
+    """List the weights."""
+    from medenhance_dicom.manifest import load_manifest
+
+    manifest = load_manifest()
+    if json:
+        _print_json({key: entry.model_dump(mode="json") for key, entry in manifest.weights.items()})
+        return
+    for key, entry in manifest.weights.items():
+        print(f"{key:24} {entry.network:10} {'research only  ' if entry.research_only else ''}{entry.licence}")
+
+
+@models_app.command("show")
+def models_show(key: str, json: Json = False) -> None:
+    """Show one entry of the manifest, and its card."""
+    from medenhance_dicom.manifest import load_manifest
+
+    manifest = load_manifest()
+    if key not in manifest.weights:
+        raise ModelError(f"no weights {key!r}; see `medenhance-dicom models list`")
+    if json:
+        _print_json(manifest.weights[key].model_dump(mode="json"))
+        return
+    card = manifest.root / "cards" / f"{key}.md"
+    print(card.read_text() if card.is_file() else manifest.weights[key])
+
+
+@models_app.command("verify")
+def models_verify(json: Json = False) -> None:
+    """Compare every weights file with its digest. Exit 8 where one is missing or altered."""
+    from medenhance_dicom.manifest import load_manifest, verify_all
+
+    problems = verify_all(load_manifest())
+    if json:
+        _print_json(problems)
+    else:
+        for key, problem in problems.items():
+            print(f"{key:24} {problem or 'ok'}")
+    if any(problems.values()):
+        raise typer.Exit(8)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A training recipe: a TOML file, or the name of a shipped one.")],
+    data: Annotated[Path | None, typer.Option(help="Root of the data [default: $MEDENHANCE_DATA].")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of checkpoints and log [default: runs/RECIPE].")] = None,
+    device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda or mps.")] = "auto",
+    devices: Annotated[int, typer.Option(help="Devices per node.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Nodes.")] = 1,
+    precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "bf16-mixed",
+    resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
+    set_: Annotated[list[str], typer.Option("--set", help="Override, as schedule.steps=100.", metavar="KEY=VALUE")] = [],  # noqa: B006
+    json: Json = False,
+) -> None:
+    """Train a network; resumable to the step."""
+    import tomllib
+
+    from medenhance_dicom.recipe import pipelines_folder
+
+    try:
+        from medenhance_dicom.training.fit import fit
+        from medenhance_dicom.training.recipe import load_training_recipe
+    except ModuleNotFoundError as error:
+        print(f"training needs the [train] extra: {error.name} is missing", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+    path = recipe if recipe.suffix == ".toml" else pipelines_folder() / "train" / f"{recipe}.toml"
+    try:
+        overrides = {k: tomllib.loads(f"v = {v}")["v"] for k, v in (item.split("=", 1) for item in set_)}
+    except (ValueError, tomllib.TOMLDecodeError):
+        raise typer.BadParameter("write KEY=VALUE with a TOML value", param_hint="--set") from None
+    loaded = load_training_recipe(path, overrides)
+    root = data or Path(os.environ.get("MEDENHANCE_DATA", "."))
+    folder = run or Path("runs") / loaded.name
+    with _progress("training", quiet=json) as advance:
+
+        def tell(done: int, total: int, terms: dict[str, float]) -> None:
+            advance(done, total, " ".join(f"{name} {value:.3f}" for name, value in terms.items()))
+
+        try:
+            best = fit(
+                loaded, data_root=root, run=folder, device=device, devices=devices, nodes=nodes,
+                precision=precision, resume=resume, report=tell,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+            raise typer.Exit(130) from None
+    if json:
+        _print_json({"recipe": loaded.name, "weights": str(best), "log": str(folder / "log.jsonl")})
+    else:
+        print(f"best weights: {best}")

@@ -1,0 +1,58 @@
+"""The exceptions that a caller may want to catch.
+
+MedenhanceError
+├── InputError                 a file cannot be read or must not be decoded (exit code 6)
+│   ├── UnreadableInstanceError    not DICOM, truncated, or its pixels do not decode
+│   └── LimitExceededError         it declares more than we are willing to decode
+├── UnsupportedInstanceError   readable, but refused: carries a reason code (outcome `skipped`)
+├── RecipeError                a recipe file is wrong, or no such recipe (exit code 2)
+├── ModelError                 weights or guide missing or altered (exit code 8)
+├── OutputError                the output folder cannot be written (exit code 7)
+└── DerivationError            a derived object broke one of our own rules; nothing is written
+"""
+
+from __future__ import annotations
+
+
+class MedenhanceError(Exception):
+    """Base of every error this package raises on purpose. Its text never holds values of patient attributes."""
+
+
+class InputError(MedenhanceError):
+    """A file that cannot be taken in. Names the attribute where one is to blame."""
+
+    def __init__(self, message: str, *, keyword: str | None = None) -> None:
+        super().__init__(f"{keyword}: {message}" if keyword else message)
+        self.keyword = keyword
+
+
+class UnreadableInstanceError(InputError):
+    """Not DICOM, truncated, or its pixel data does not decode."""
+
+
+class LimitExceededError(InputError):
+    """The header declares more pixels, frames or nesting than the limits allow."""
+
+
+class UnsupportedInstanceError(MedenhanceError):
+    """A readable instance that is refused on purpose; `reason` is a stable upper-case code."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
+class RecipeError(MedenhanceError):
+    """A recipe that does not load, or that no file provides."""
+
+
+class ModelError(MedenhanceError):
+    """Weights or a guide that are missing, altered or do not fit."""
+
+
+class OutputError(MedenhanceError):
+    """The output folder is not writable or has too little room."""
+
+
+class DerivationError(MedenhanceError):
+    """A derived object that breaks one of our own rules."""

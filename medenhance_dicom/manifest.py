@@ -1,0 +1,214 @@
+"""models/manifest.toml: the only way in for weights. Verifies, builds, fills; light until weights are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from medenhance_dicom.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["GateEntry", "InputContract", "Manifest", "WeightsEntry", "load_manifest", "load_network", "verify_all"]
+
+ENVIRONMENT = "MEDENHANCE_MODELS"
+FILE_NAME = "manifest.toml"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputContract(_Entry):
+    """What the network takes and gives."""
+
+    channels: Literal[1, 3]
+    range: tuple[float, float] = (-1.0, 1.0)
+    """Range of the network's values; every network of this package works in [-1, 1]."""
+    multiple_of: int = Field(1, ge=1)
+    """Rows and columns have to be multiples of this."""
+    working_size: int | None = Field(None, ge=1)
+    """Side of the pictures it was trained on."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> InputContract:
+        if self.range != (-1.0, 1.0):
+            raise ValueError("range has to be [-1, 1]")
+        return self
+
+
+class GateEntry(_Entry):
+    """LaSSIM limits calibrated for these weights; see `gate.Thresholds`."""
+
+    minimum: float = Field(ge=-1, le=1)
+    warn_below: float = Field(ge=-1, le=1)
+
+    @model_validator(mode="after")
+    def _check_order(self) -> GateEntry:
+        if self.warn_below < self.minimum:
+            raise ValueError("warn_below is below minimum")
+        return self
+
+
+class WeightsEntry(_Entry):
+    """One [weights.<key>] of the manifest."""
+
+    file: str
+    """Path of the safetensors file, relative to the manifest."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    network: str
+    """A key of `networks.NETWORKS`."""
+    config: dict[str, Any] = {}
+    """The network's keyword arguments."""
+    input: InputContract
+    gate: GateEntry
+    device_uid: str = Field(pattern=r"^[0-9.]{1,64}$")
+    """Changes with every training; goes into the derived instance."""
+    trained: dict[str, Any] = {}
+    """Recipe, commit, seed, data and its licences, steps."""
+    licence: str
+    research_only: bool
+    """True where the licence of the data or the state of validation forbids clinical use."""
+    summary: str = ""
+
+
+class Manifest(_Entry):
+    """The manifest and the folder it describes."""
+
+    folder: Path
+    weights: dict[str, WeightsEntry] = {}
+
+    def entry(self, key: str) -> WeightsEntry:
+        """The entry of some weights.
+
+        Raises:
+            ModelError: No such key.
+        """
+        if key not in self.weights:
+            raise ModelError(f"no weights '{key}' in {FILE_NAME}; it has {', '.join(sorted(self.weights)) or 'none'}")
+        return self.weights[key]
+
+
+def models_folder() -> Path:
+    """$MEDENHANCE_MODELS, else the models shipped in the package, else those of the source tree.
+
+    Raises:
+        ModelError: None of them holds a manifest.
+    """
+    package = Path(__file__).resolve().parent
+    named = os.environ.get(ENVIRONMENT)
+    folders = [Path(named)] if named else [package / "_models", package.parent / "models"]
+    for folder in folders:
+        if (folder / FILE_NAME).is_file():
+            return folder
+    raise ModelError(f"no {FILE_NAME} in {' or '.join(str(folder) for folder in folders)}")
+
+
+def load_manifest(folder: Path | None = None) -> Manifest:
+    """Read manifest.toml; opens no weights and imports no torch.
+
+    Args:
+        folder: Where it lies; by default `models_folder()`.
+
+    Raises:
+        ModelError: Missing, not TOML, or an entry is wrong; names file and key.
+    """
+    folder = models_folder() if folder is None else folder
+    path = folder / FILE_NAME
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Manifest(folder=folder, **content)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ModelError(f"{path}: not a manifest: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{path}: {where}: {first['msg']}") from error
+
+
+def load_network(key: str, manifest: Manifest | None = None) -> nn.Module:
+    """Build a network and fill it with verified weights.
+
+    Args:
+        key: A [weights.<key>].
+        manifest: By default `load_manifest()`.
+
+    Returns:
+        The network in eval mode, float32, on the CPU, without gradients; (B, C, H, W) in [-1, 1] to the same.
+
+    Raises:
+        ModelError: Unknown key or network, missing or altered file, keys or shapes that do not fit, non-finite weights.
+    """
+    manifest = load_manifest() if manifest is None else manifest
+    entry = manifest.entry(key)
+    content = _verified_bytes(key, manifest)
+
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from medenhance_dicom.networks import build_network
+
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise ModelError(f"{key}: {entry.file} is not a safetensors file") from error
+    tensors = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}  # stored as float16
+    broken = sorted(name for name, t in tensors.items() if not torch.isfinite(t).all())
+    if broken:
+        raise ModelError(f"{key}: {entry.file} holds non-finite values in {broken[0]}")
+    try:
+        network = build_network(entry.network, **entry.config)
+    except KeyError as error:
+        raise ModelError(f"{key}: no network '{entry.network}'") from error
+    except TypeError as error:
+        raise ModelError(f"{key}: config does not fit '{entry.network}': {error}") from error
+    try:
+        network.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise ModelError(f"{key}: {entry.file} does not fit '{entry.network}' with this config: {error}") from error
+    return network.eval().requires_grad_(False)
+
+
+def verify_all(manifest: Manifest | None = None) -> dict[str, str | None]:
+    """Check every weights file against its sha256.
+
+    Returns:
+        What is wrong by key, None where nothing is.
+
+    Raises:
+        ModelError: The manifest itself does not load.
+    """
+    manifest = load_manifest() if manifest is None else manifest
+    problems: dict[str, str | None] = {}
+    for key in sorted(manifest.weights):
+        try:
+            _verified_bytes(key, manifest)
+            problems[key] = None
+        except ModelError as error:
+            problems[key] = str(error)
+    return problems
+
+
+def _verified_bytes(key: str, manifest: Manifest) -> bytes:
+    """The file's bytes, read once: what was hashed is what gets loaded."""
+    entry = manifest.entry(key)
+    path = (manifest.folder / entry.file).resolve()
+    if not path.is_relative_to(manifest.folder.resolve()):
+        raise ModelError(f"{key}: {entry.file} lies outside the models folder")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{key}: {entry.file}: {error.strerror}") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != entry.sha256:
+        raise ModelError(f"{key}: {entry.file} was altered: sha256 {digest[:12]}, manifest {entry.sha256[:12]}")
+    return content

@@ -1,0 +1,1 @@
+"""Training: losses, discriminators, data, the step of each method and the loop."""

@@ -1,0 +1,78 @@
+"""A seeded model of how pictures go bad, for pairs with known truth.
+
+Pictures are float32 (H, W, C) in [0, 1]; all randomness comes from the generator that is passed in.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+Picture = NDArray[np.float32]
+
+
+def smooth_field(rng: np.random.Generator, height: int, width: int) -> Picture:
+    """A smooth random field in [0, 1] of shape (H, W): a ramp, a wide bump and a low-frequency wave."""
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    field = rng.uniform(0, 1) * (np.cos(angle) * x + np.sin(angle) * y)
+    cy, cx, spread = rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(0.4, 1.2)
+    field += rng.choice([-1, 1]) * rng.uniform(0, 1.5) * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * spread**2))
+    k = rng.uniform(0.5, 1.5, 2)
+    field += rng.uniform(0, 0.4) * np.sin(np.pi * (k[0] * x + k[1] * y) + rng.uniform(0, 2 * np.pi))
+    low, high = field.min(), field.max()
+    return ((field - low) / max(high - low, 1e-6)).astype(np.float32)
+
+
+def degrade_fundus(picture: Picture, rng: np.random.Generator) -> Picture:
+    """Uneven light, haze with its own colour, yellow veil, defocus and noise on a colour fundus photograph.
+
+    Light: multiplied by a field between 0.3 and 1.6. Haze: I t + A (1 - t), t falling to 0.35, in places or
+    growing to the rim. Veil: blue and a little green taken away. The black surround stays black.
+    """
+    H, W, _ = picture.shape
+    inside = (gaussian_filter(picture.max(axis=2), 1) > 0.06).astype(np.float32)[..., None]
+    out = picture
+    if rng.random() < 0.5:
+        out = gaussian_filter(out, (s := rng.uniform(0.3, 1.3), s, 0))
+    if rng.random() < 0.35:
+        veil = 1 - rng.uniform(0, 0.35) * np.array([0.1, 0.35, 1.0], np.float32) * rng.uniform(0.5, 1)
+        out = out * veil
+    if rng.random() < 0.75:
+        mean = out.sum(axis=(0, 1)) / max(float(inside.sum()), 1.0)  # (C,) colour of the fundus itself
+        white = np.array([0.75, 0.72, 0.5], np.float32) * rng.uniform(0.7, 1.2, 3).astype(np.float32)
+        A = mean + (white - mean) * rng.uniform(0.1, 0.9)
+        field = smooth_field(rng, H, W)
+        if rng.random() < 0.4:
+            y, x = np.mgrid[-1 : 1 : H * 1j, -1 : 1 : W * 1j]
+            field = np.clip(field * 0.4 + 0.8 * (x**2 + y**2) ** rng.uniform(1, 3), 0, 1).astype(np.float32)
+        thick, thin = sorted(rng.uniform(0.35, 1.0, 2))
+        t = (thin + (thick - thin) * field)[..., None]
+        out = out * t + A * (1 - t)
+    if rng.random() < 0.85:
+        dark, bright = rng.uniform(0.3, 1.0), rng.uniform(0.9, 1.6)
+        light = dark + (bright - dark) * smooth_field(rng, H, W)
+        middle = float((light * inside[..., 0]).sum() / max(float(inside.sum()), 1.0))
+        out = out * (light / middle * rng.uniform(0.75, 1.15))[..., None]
+    out = out + rng.normal(0, rng.uniform(0, 0.02), picture.shape) * rng.integers(0, 2)
+    return np.clip(out * inside + picture * (1 - inside), 0, 1).astype(np.float32)
+
+
+def degrade_cornea(picture: Picture, rng: np.random.Generator) -> Picture:
+    """Vignetting, brightness and noise of a corneal confocal frame; the input is a flat one."""
+    H, W, _ = picture.shape
+    y, x = np.mgrid[-1 : 1 : H * 1j, -1 : 1 : W * 1j].astype(np.float32)
+    cy, cx = rng.uniform(-0.4, 0.4, 2)
+    radius = (y - cy) ** 2 + (x - cx) ** 2
+    light = 1 / (1 + rng.uniform(0.1, 1.6) * radius ** rng.uniform(0.7, 1.6))
+    light = light * (1 + rng.uniform(-0.5, 0.5) * (smooth_field(rng, H, W) - 0.5))
+    light = light / light.mean() * rng.uniform(0.5, 1.6)
+    out = picture * light[..., None]
+    # Saturated nerves in the raw frame; the flat one is compressed there.
+    out = np.where(out > 0.75, 0.75 + (out - 0.75) * rng.uniform(1, 2), out)
+    out = out + rng.normal(0, rng.uniform(0, 0.012), picture.shape)
+    return np.clip(out, 0, 1).astype(np.float32)
+
+
+DEGRADATIONS = {"fundus": degrade_fundus, "cornea": degrade_cornea}

@@ -1,0 +1,43 @@
+"""Our unique identifiers (PS3.5 section 9, annex B.2).
+
+UIDs are content-addressed: the same source, recipe, weights and output pixels give the same UID, so that a repeat is
+harmless, and any other output gets another UID.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+IMPLEMENTATION_CLASS_UID = "2.25.145803462397801546229037610215740369121"
+"""Names this implementation in file meta information and in associations (PS3.7 D.3.3.2)."""
+
+IMPLEMENTATION_VERSION_NAME = "MEDENHANCE_010"
+
+INSTANCE_CREATOR_UID = "2.25.145803462397801546229037610215740369122"
+"""Instance Creator UID (0008,0014) of everything we write; the loop guard knows our objects by it."""
+
+
+def derived_uid(*parts: str | bytes) -> str:
+    """A UID that is a function of its parts.
+
+    Args:
+        parts: Texts or bytes. Order and boundaries matter: ("ab", "c") and ("a", "bc") give different UIDs.
+
+    Returns:
+        `2.25.` and the first 128 bits of SHA-256 over the length-prefixed parts, as a decimal number: at most 44 characters.
+
+    Example:
+        >>> derived_uid("a", "b") == derived_uid("a", "b"), derived_uid("a", "b") == derived_uid("ab")
+        (True, False)
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        sha.update(len(data).to_bytes(8, "big"))
+        sha.update(data)
+    return f"2.25.{int.from_bytes(sha.digest()[:16], 'big')}"
+
+
+def device_uid(weights_digest: str) -> str:
+    """Device UID (0018,1002) of one installed algorithm: another training is another device (PS3.3 C.12.1.1.5)."""
+    return derived_uid("device", weights_digest)
