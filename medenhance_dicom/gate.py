@@ -1,8 +1,8 @@
 """Is the structure still there? A verdict on a picture before and after.
 
 So far the verdict is the published LaSSIM, frame by frame, the worst frame deciding. It is known to be too kind to a
-small invented lesion and too strict with local contrast methods; further checks (the local map, displacement,
-inversion) belong beside it, in `Verdict.details` and `verdict_of`.
+small invented lesion and to inverted grey levels (both factors of SSIM change sign), and too strict with local contrast
+methods; further checks (the local map, displacement, inversion) belong beside it, in `Verdict.details` and `verdict_of`.
 """
 
 from __future__ import annotations

@@ -207,22 +207,22 @@ class NetworkEnhancer:
 
     def reference(self, frames: Frames) -> Frames:
         """What eager float32 PyTorch makes of the frames; arguments as `__call__`, but nothing is caught."""
-        return self._unit(frames, lambda x: self._torch(x, "fp32"))
+        return np.clip(self._unit(frames, lambda x: self._torch(x, "fp32")), 0, 1)
 
     def _finite(self, frames: Frames) -> Frames:
         run = self._compiled or (lambda x: self._torch(x, self.precision))
         result = self._unit(frames, run)
         if np.isfinite(result).all():
-            return result
+            return np.clip(result, 0, 1)
         if (self.engine, self.precision) != ("torch", "fp32"):
             _log.warning("non-finite values from %s in %s; once more in float32", self.engine, self.precision)
-            result = self.reference(frames)
+            result = self._unit(frames, lambda x: self._torch(x, "fp32"))
         if not np.isfinite(result).all():
             raise ModelError("the network gives non-finite values for this picture")
-        return result
+        return np.clip(result, 0, 1)
 
     def _unit(self, frames: Frames, run: Any) -> Frames:
-        """(N, H, W, C) in [0, 1] -> (N, C', H, W) in [-1, 1], run, and back."""
+        """(N, H, W, C) in [0, 1] -> (N, C', H, W) in [-1, 1], run, and back; not yet clipped."""
         count, height, width, channels = frames.shape
         x = torch.from_numpy(np.ascontiguousarray(frames, dtype=np.float32)).permute(0, 3, 1, 2) * 2 - 1
         if self.spec.channels == 3 and channels == 1:
@@ -233,7 +233,7 @@ class NetworkEnhancer:
         y: Tensor = (run(x)[..., :width] + 1) / 2
         if y.shape[1] != channels:
             y = y.mean(1, keepdim=True)
-        return y.clamp(0, 1).permute(0, 2, 3, 1).contiguous().numpy()
+        return y.permute(0, 2, 3, 1).contiguous().numpy()
 
     def _torch(self, x: Tensor, precision: Precision) -> Tensor:
         layout = torch.preserve_format if self.device.type == "mps" else torch.channels_last

@@ -144,6 +144,24 @@ def derivation_description(provenance: Provenance, *, hounsfield: bool = False) 
     return _plain(" ".join(sentences), _ST)
 
 
+def source_image_item(sop_class_uid: str, sop_instance_uid: str, frame: int | None = None) -> Dataset:
+    """Item of Source Image Sequence (0008,2112): which image, to what end, and that every pixel kept its place.
+
+    Args:
+        sop_class_uid: Of the source.
+        sop_instance_uid: Of the source.
+        frame: Number of the one frame referred to, from 1; None for all of them.
+    """
+    item = Dataset()
+    item.ReferencedSOPClassUID = sop_class_uid
+    item.ReferencedSOPInstanceUID = sop_instance_uid
+    if frame is not None:
+        item.ReferencedFrameNumber = frame
+    item.SpatialLocationsPreserved = "YES"
+    item.PurposeOfReferenceCodeSequence = Sequence([code_item(SOURCE_PURPOSE)])
+    return item
+
+
 def own_equipment_item(provenance: Provenance, pixel_digest: str, zone_time: datetime) -> Dataset:
     """Our item of Contributing Equipment Sequence (0018,A001), with everything that says which algorithm ran.
 
@@ -178,7 +196,7 @@ def own_equipment_item(provenance: Provenance, pixel_digest: str, zone_time: dat
 
 
 def digests(provenance: Provenance, pixel_digest: str) -> dict[str, str]:
-    """Name -> hex SHA-256 of all that went into the SOP Instance UID, besides the source's."""
+    """Name -> hex SHA-256 of all that goes into the SOP Instance UID, besides the source's."""
     named = {
         "recipe": provenance.recipe_digest,
         "weights": provenance.weights_digest,

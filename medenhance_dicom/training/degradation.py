@@ -53,8 +53,10 @@ def degrade_fundus(picture: Picture, rng: np.random.Generator) -> Picture:
     if rng.random() < 0.85:
         dark, bright = rng.uniform(0.3, 1.0), rng.uniform(0.9, 1.6)
         light = dark + (bright - dark) * smooth_field(rng, H, W)
+        # Cameras expose for the mean; a lamp or a small pupil only takes light away.
         middle = float((light * inside[..., 0]).sum() / max(float(inside.sum()), 1.0))
-        out = out * (light / middle * rng.uniform(0.75, 1.15))[..., None]
+        level = middle if rng.random() < 0.6 else float(light.max())
+        out = out * (light / level * rng.uniform(0.9, 1.05))[..., None]
     out = out + rng.normal(0, rng.uniform(0, 0.02), picture.shape) * rng.integers(0, 2)
     return np.clip(out * inside + picture * (1 - inside), 0, 1).astype(np.float32)
 

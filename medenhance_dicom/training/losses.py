@@ -57,7 +57,12 @@ def _gaussian_window(channels: int, like: Tensor) -> Tensor:
 
 
 def structure_loss(
-    x: Tensor, y: Tensor, *, crop: int | None = 384, noise: float = STRUCTURE_NOISE, generator: torch.Generator | None = None
+    x: Tensor,
+    y: Tensor,
+    *,
+    crop: int | None = 384,
+    noise: float | Tensor = STRUCTURE_NOISE,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """L_st, eq. (7): 1 - mean of (cov(x, y) + c) / (sd(x) sd(y) + c) over 11 x 11 Gaussian windows.
 
@@ -68,15 +73,15 @@ def structure_loss(
         x: (B, C, H, W) in [-1, 1].
         y: Same shape.
         crop: As in `illumination_loss`.
-        noise: Standard deviation of the shared noise, 0 for none.
+        noise: Standard deviation of the shared noise, 0 for none; or the noise itself, of the cropped shape.
         generator: Its source of randomness.
 
     Returns:
         A scalar in [0, 2].
     """
     u, v = central_crop(x, crop).float(), central_crop(y, crop).float()
-    if noise:
-        n = noise * torch.randn(u.shape, generator=generator, dtype=u.dtype).to(u.device)
+    if isinstance(noise, Tensor) or noise:
+        n = noise if isinstance(noise, Tensor) else noise * torch.randn(u.shape, generator=generator).to(u.device)
         u, v = (u + n).clamp(0, 1), (v + n).clamp(0, 1)
     C = u.shape[1]
     G = _gaussian_window(C, u)
@@ -89,7 +94,7 @@ def structure_loss(
         var_u, var_v = smooth(u * u) - mu_u**2, smooth(v * v) - mu_v**2
         cov = smooth(u * v) - mu_u * mu_v
         # The released code has no clamp: rounding makes the variance of a flat patch negative.
-        sd_u, sd_v = (var_u.clamp_min(0) + 1e-12).sqrt(), (var_v.clamp_min(0) + 1e-12).sqrt()
+        sd_u, sd_v = var_u.clamp_min(1e-14).sqrt(), var_v.clamp_min(1e-14).sqrt()
         s = (cov + STRUCTURE_C) / (sd_u * sd_v + STRUCTURE_C)
     return 1 - s.mean()
 

@@ -1,0 +1,213 @@
+"""Which attributes go from a source to its derived object: an allow-list per IOD, never a deep copy (requirement R10).
+
+The standard's own tables (attributes.toml) say what an IOD has; `NEVER` says what would be untrue beside new pixels; and
+`WRITTEN` is what `derive` writes itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import tomllib
+from collections.abc import Collection, Iterator
+from importlib import resources
+from typing import Any
+
+from pydicom import Dataset
+from pydicom.charset import python_encoding
+from pydicom.dataelem import DataElement
+from pydicom.datadict import keyword_for_tag
+from pydicom.sequence import Sequence
+from pydicom.valuerep import PersonName
+
+from medenhance_dicom.errors import DerivationError
+
+NEVER = frozenset(
+    """
+    SmallestImagePixelValue LargestImagePixelValue SmallestPixelValueInSeries LargestPixelValueInSeries
+    HistogramSequence IconImageSequence RealWorldValueMappingSequence
+    DigitalSignaturesSequence MACParametersSequence EncryptedAttributesSequence OriginalAttributesSequence
+    SOPInstanceStatus SOPAuthorizationDateTime SOPAuthorizationComment AuthorizationEquipmentCertificationNumber
+    InstanceCoercionDateTime InstanceOriginStatus QueryRetrieveView PrivateDataElementCharacteristicsSequence
+    ConversionSourceAttributesSequence AlternateRepresentationSequence FrameExtractionSequence
+    ReferencedDefinedProtocolSequence ReferencedPerformedProtocolSequence
+    ConcatenationUID SOPInstanceUIDOfConcatenationSource
+    ExtendedOffsetTable ExtendedOffsetTableLengths PixelDataProviderURL DataSetTrailingPadding
+    ReferencedPerformedProcedureStepSequence PerformedProcedureStepStartDate PerformedProcedureStepStartTime
+    PerformedProcedureStepEndDate PerformedProcedureStepEndTime PerformedProcedureStepID
+    PerformedProcedureStepDescription PerformedProtocolCodeSequence CommentsOnThePerformedProcedureStep
+    """.split()
+)
+"""Untrue, or signed, beside other pixels: in no item of a derived object at any depth."""
+
+EQUIPMENT = (
+    "Manufacturer InstitutionName InstitutionAddress StationName InstitutionalDepartmentName "
+    "InstitutionalDepartmentTypeCodeSequence ManufacturerModelName DeviceSerialNumber SoftwareVersions DeviceUID "
+    "UDISequence ManufacturerDeviceClassUID SpatialResolution DateOfLastCalibration TimeOfLastCalibration "
+    "DateOfManufacture DateOfInstallation"
+).split()
+"""Of the General Equipment module (PS3.3 C.7.5.1): the scanner's go into its Contributing Equipment item."""
+
+PALETTE = frozenset(
+    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
+    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
+    "PaletteColorLookupTableUID SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
+    "SegmentedBluePaletteColorLookupTableData".split()
+)
+
+LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+
+WRITTEN = frozenset(
+    """
+    SpecificCharacterSet InstanceCreationDate InstanceCreationTime InstanceCreatorUID SOPClassUID SOPInstanceUID
+    ContributingEquipmentSequence SyntheticData GantryID
+    SeriesDate SeriesTime SeriesDescription SeriesDescriptionCodeSequence SeriesInstanceUID SeriesNumber
+    ContentDate ContentTime ImageType DerivationDescription DerivationCodeSequence
+    SourceImageSequence SourceInstanceSequence SourceImageEvidenceSequence
+    SamplesPerPixel PhotometricInterpretation PlanarConfiguration Rows Columns BitsAllocated BitsStored HighBit
+    PixelRepresentation PixelData NumberOfFrames
+    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+    """.split()
+).union(EQUIPMENT, LOSSY)
+"""Not copied, because `derive` writes them from scratch (or leaves them out on purpose)."""
+
+IDENTITY = (
+    "PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex StudyInstanceUID StudyID StudyDate StudyTime "
+    "AccessionNumber ReferringPhysicianName"
+).split()
+"""A source whose values of these cannot be carried over is refused rather than orphaned (requirements R3, R11)."""
+
+
+@functools.cache
+def _tables() -> dict[str, Any]:
+    return tomllib.loads(resources.files("medenhance_dicom").joinpath("attributes.toml").read_text("utf-8"))
+
+
+@functools.cache
+def modules_of(iod: str) -> frozenset[str]:
+    """Names of an IOD's modules.
+
+    Raises:
+        KeyError: No such IOD in attributes.toml.
+    """
+    tables = _tables()
+    return frozenset(f"{tables['common']} {tables['iods'][iod]}".split())
+
+
+@functools.cache
+def attributes_of(iod: str) -> frozenset[str]:
+    """Keywords of every top-level attribute the IOD's modules have (PS3.3 annexes A and C)."""
+    table = _tables()["modules"]
+    return frozenset(keyword for module in modules_of(iod) for keyword in table.get(module, "").split())
+
+
+def allowed(iod: str) -> frozenset[str]:
+    """Keywords that are copied from a source into a derived object of this IOD."""
+    return attributes_of(iod) - NEVER - WRITTEN
+
+
+def copied(source: Dataset, keywords: Collection[str]) -> Dataset:
+    """The named attributes of a data set, as they are, ready to be written in UTF-8.
+
+    Nothing private, no group length and nothing of `NEVER` comes along, at any depth. Values that do not fit their VR
+    (`part10` reads them as UN) stay behind.
+
+    Raises:
+        DerivationError: An identifying attribute, or a person's name, that cannot be carried; names the attribute.
+    """
+    result = Dataset()
+    unknown_text = not _charset_is_known(source)
+    for element in source:
+        if element.keyword in keywords:
+            kept = _copied_element(element, unknown_text)
+            if kept is not None:
+                result[element.tag] = kept
+            elif element.keyword in IDENTITY:
+                raise DerivationError(f"{element.keyword} has a value that cannot be carried over")
+    return result
+
+
+def copied_item(source: Dataset, *, unknown_text: bool = False) -> Dataset:
+    """A sequence item under the same rules, with all its standard attributes."""
+    result = Dataset()
+    for element in source:
+        kept = _copied_element(element, unknown_text)
+        if kept is not None:
+            result[element.tag] = kept
+    return result
+
+
+def copied_overlays(source: Dataset) -> Dataset:
+    """Overlay planes (60xx) that hold their own bits; those embedded in Pixel Data are gone with it (PS3.3 C.9.2)."""
+    result = Dataset()
+    for group in range(0x6000, 0x6020, 2):
+        data = source.get((group, 0x3000))
+        position = source.get((group, 0x0102))
+        if data is None or data.VR == "UN" or (position is not None and position.value):
+            continue
+        for element in source.group_dataset(group):
+            kept = _copied_element(element, unknown_text=False)
+            if kept is not None:
+                result[element.tag] = kept
+    return result
+
+
+def forbidden_in(instance: Dataset) -> Iterator[str]:
+    """What a derived object must not hold, at any depth: keywords of `NEVER`, and `private` for a private attribute."""
+    for element in instance:
+        if element.tag.is_private:
+            yield "private"
+        elif element.keyword in NEVER:
+            yield element.keyword
+        elif element.VR == "SQ":
+            for item in element.value:
+                yield from forbidden_in(item)
+
+
+def _copied_element(element: DataElement, unknown_text: bool) -> DataElement | None:
+    tag = element.tag
+    if tag.is_private or tag.element == 0 or element.VR == "UN" or element.keyword in NEVER:
+        return None
+    if not keyword_for_tag(tag):
+        return None
+    if tag == 0x00080005:  # of an item: the whole object is UTF-8
+        return None
+    if element.VR == "SQ":
+        items = [copied_item(item, unknown_text=unknown_text) for item in element.value]
+        return DataElement(tag, "SQ", Sequence(items))
+    result = copy.copy(element)
+    if element.VR == "PN":
+        names = element.value if element.VM > 1 else [element.value]
+        texts = [_text_of(name, element.keyword, unknown_text) for name in names]
+        result.value = texts if element.VM > 1 else texts[0]
+    elif "\ufffd" in _texts(element.value):
+        return None
+    return result
+
+
+def _text_of(name: PersonName | str | None, keyword: str, unknown_text: bool) -> str:
+    """A person's name as text. It must survive the way to UTF-8 unharmed: another name is another patient."""
+    text = str(name or "")
+    original = getattr(name, "original_string", None) or b""
+    declared = not unknown_text or original.isascii()
+    if not declared or "\ufffd" in text or "\x1b" in text:
+        raise DerivationError(f"{keyword} is not readable in the Specific Character Set that the file declares")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DerivationError(f"{keyword} cannot be written in UTF-8") from None
+    return text
+
+
+def _texts(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return "".join(v for v in value if isinstance(v, str)) if isinstance(value, list | tuple) else ""
+
+
+def _charset_is_known(source: Dataset) -> bool:
+    """Whether Specific Character Set says which letters the bytes above 127 are (PS3.3 C.12.1.1.2)."""
+    declared = source.get("SpecificCharacterSet")
+    terms = [declared] if isinstance(declared, str) else list(declared or [])
+    known = [term.replace("ISO-IR", "ISO_IR").replace("ISO IR", "ISO_IR") in python_encoding for term in terms if term]
+    return bool(known) and all(known)

@@ -1,0 +1,74 @@
+"""Functional groups of enhanced multi-frame objects (PS3.3 C.7.6.16): carried over, each frame with its own provenance."""
+
+from __future__ import annotations
+
+from pydicom import Dataset
+from pydicom.sequence import Sequence
+
+from medenhance_dicom.attributes import copied_item
+from medenhance_dicom.errors import DerivationError
+from medenhance_dicom.provenance import Provenance, derivation_codes, derivation_description, source_image_item
+
+
+def derive_groups(
+    derived: Dataset, source: Dataset, number_of_frames: int, provenance: Provenance, *, hounsfield: bool
+) -> None:
+    """Write Shared and Per-Frame Functional Groups, and the evidence of their references.
+
+    Frame Type becomes DERIVED, PRIMARY; Derivation Image Sequence says frame by frame what it was made of, and replaces
+    the source's own (which lies one reference further back).
+
+    Args:
+        derived: Gets the sequences.
+        source: A multi-frame object with functional groups.
+        number_of_frames: Of both.
+        provenance: How the frames were made.
+        hounsfield: See `derivation_description`.
+
+    Raises:
+        DerivationError: The source's groups do not match its frames.
+    """
+    per_frame = source.get("PerFrameFunctionalGroupsSequence") or []
+    if len(per_frame) != number_of_frames:
+        raise DerivationError("Per-Frame Functional Groups Sequence does not have one item per frame")
+    shared = [_group(item) for item in source.get("SharedFunctionalGroupsSequence") or []]
+    description = derivation_description(provenance, hounsfield=hounsfield)
+    groups = []
+    for number, item in enumerate(per_frame, start=1):
+        derivation = Dataset()
+        derivation.DerivationDescription = description
+        derivation.DerivationCodeSequence = derivation_codes(provenance)
+        reference = source_image_item(source.SOPClassUID, source.SOPInstanceUID, frame=number)
+        derivation.SourceImageSequence = Sequence([reference])
+        group = _group(item)
+        group.DerivationImageSequence = Sequence([derivation])
+        groups.append(group)
+    derived.SharedFunctionalGroupsSequence = Sequence(shared)
+    derived.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    derived.SourceImageEvidenceSequence = Sequence([_evidence(source)])
+
+
+def _group(item: Dataset) -> Dataset:
+    group = copied_item(item)
+    if "DerivationImageSequence" in group:
+        del group.DerivationImageSequence
+    for element in group:
+        for inner in element.value if element.VR == "SQ" else []:
+            frame_type = inner.get("FrameType")
+            if frame_type is not None and not isinstance(frame_type, str):
+                inner.FrameType = ["DERIVED", "PRIMARY", *list(frame_type)[2:]]
+    return group
+
+
+def _evidence(source: Dataset) -> Dataset:
+    """Item of Source Image Evidence Sequence (0008,9154): study, series, instance (table 10-4)."""
+    instance = Dataset()
+    instance.ReferencedSOPClassUID = source.SOPClassUID
+    instance.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    series = Dataset()
+    series.SeriesInstanceUID = source.SeriesInstanceUID
+    series.ReferencedSOPSequence = Sequence([instance])
+    study = Dataset()
+    study.StudyInstanceUID = source.StudyInstanceUID
+    study.ReferencedSeriesSequence = Sequence([series])
+    return study

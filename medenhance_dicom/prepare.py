@@ -1,0 +1,174 @@
+"""A recipe made ready to run: its enhancer on a device, its masks, its resolution, its thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medenhance_dicom import intensity, masks, pyramid
+from medenhance_dicom.conventional import build_conventional
+from medenhance_dicom.enhancer import Enhancer
+from medenhance_dicom.gate import Thresholds, Verdict
+from medenhance_dicom.provenance import Provenance, steps_of
+from medenhance_dicom.recipe import Recipe
+
+Unit = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+BATCH_FRAMES = 4
+BATCH_PIXELS = 4 << 20
+DEFAULT_THRESHOLDS = Thresholds(minimum=0.5, warn_below=0.6)
+"""For conventional methods whose recipe says nothing: honest local contrast methods score around 0.75."""
+
+
+class Frame(Protocol):
+    """What `PreparedRecipe.enhance` needs of a frame; a dataclass with these fields."""
+
+    unit: Unit
+    enhance_here: Mask
+    after: Unit | None
+
+
+F = TypeVar("F")
+
+
+def runtime(device: str, engine: str, precision: str) -> tuple[str, str, str]:
+    """The device, engine and precision that the words `auto` stand for on this machine.
+
+    Raises:
+        ModelError: One of them is not available here.
+    """
+    from medenhance_dicom.inference import choose_device, choose_engine, choose_precision
+
+    place = choose_device(device)
+    chosen = choose_engine(engine, place)
+    return str(place), chosen, choose_precision(precision, place, chosen)
+
+
+@dataclass(frozen=True)
+class PreparedRecipe:
+    """See `prepare_recipe`."""
+
+    recipe: Recipe
+    enhancer: Enhancer
+    thresholds: Thresholds
+    engine: str
+    precision: str
+    weights_key: str | None = None
+    weights_digest: str | None = None
+
+    def region(self, unit: Unit, padding: Mask | None) -> Mask:
+        """Where a frame may change: inside the field of view, off burned-in text, off padding.
+
+        Args:
+            unit: (H, W, C) in [0, 1].
+            padding: (H, W), True for padding; None for none.
+        """
+        mask = self.recipe.mask
+        here = masks.field_of_view(unit, mask.field_of_view)
+        if mask.keep_text:
+            here = here & ~masks.burned_in_text(unit)
+        return here if padding is None else here & ~padding
+
+    def enhance(self, stream: Iterable[Any]) -> Iterator[Any]:
+        """Pass a stream through: what has a `unit` comes back with `after`, in order; everything else as it is.
+
+        Consecutive frames of one shape are enhanced together.
+        """
+        batch: list[Any] = []
+        for item in stream:
+            is_frame = hasattr(item, "unit")
+            if batch and (not is_frame or item.unit.shape != batch[0].unit.shape or _is_full(batch)):
+                yield from self._run(batch)
+                batch = []
+            if is_frame:
+                batch.append(item)
+            else:
+                yield item
+        if batch:
+            yield from self._run(batch)
+
+    def _run(self, batch: list[Any]) -> Iterator[Any]:
+        units = np.stack([frame.unit for frame in batch])  # (N, H, W, C)
+        regions = np.stack([frame.enhance_here for frame in batch])
+        base = np.stack([self._without_bias(u, r) for u, r in zip(units, regions, strict=True)])
+        after = self._at_resolution(base, regions)
+        for frame, result in zip(batch, after, strict=True):
+            yield replace(frame, after=result)
+
+    def _without_bias(self, unit: Unit, region: Mask) -> Unit:
+        if not self.recipe.intensity.n4 or unit.shape[2] != 1:
+            return unit
+        field = intensity.bias_field_n4(unit[..., 0], region)
+        return np.clip(unit / field[..., None], 0, 1).astype(np.float32)
+
+    def _at_resolution(self, units: Unit, regions: Mask) -> Unit:
+        resolution = self.recipe.resolution
+        if resolution.way == "pyramid":
+            return pyramid.enhance_pyramid(
+                units, self.enhancer, resolution.working_size, gain_bound=resolution.gain_bound, inside=regions
+            )
+        return pyramid.enhance_whole(units, self.enhancer, inside=regions)
+
+    def provenance(self, verdict: Verdict, *, made: datetime) -> Provenance:
+        """What an instance enhanced this way says about its making."""
+        recipe = self.recipe
+        return Provenance(
+            recipe=recipe.name,
+            recipe_digest=recipe.digest,
+            method=recipe.enhancer.method if self.weights_key is None else "stillgan",
+            made=made,
+            weights=self.weights_key,
+            weights_digest=self.weights_digest,
+            steps=steps_of(recipe.derived.steps),
+            parameters=", ".join(f"{k} {v}" for k, v in recipe.enhancer.parameters.items()),
+            lassim=verdict.lassim,
+            verdict=verdict.outcome,
+            engine=self.engine,
+            precision=self.precision,
+            series_description=recipe.derived.series_description,
+            series_number_offset=recipe.derived.series_number_offset,
+            not_quantitative=True,
+        )
+
+
+def _is_full(batch: list[Any]) -> bool:
+    return len(batch) >= BATCH_FRAMES or (len(batch) + 1) * batch[0].unit.size > BATCH_PIXELS
+
+
+def prepare_recipe(recipe: Recipe, *, device: str, engine: str, precision: str) -> PreparedRecipe:
+    """Load what a recipe needs.
+
+    Args:
+        recipe: The recipe.
+        device: As `inference.choose_device` takes it.
+        engine: As `inference.choose_engine` takes it.
+        precision: As `inference.choose_precision` takes it.
+
+    Raises:
+        ModelError: Its weights are missing or altered, or do not run here.
+    """
+    if recipe.enhancer.method != "network":
+        thresholds = _thresholds(recipe, DEFAULT_THRESHOLDS)
+        enhancer = build_conventional(recipe.enhancer.method, recipe.enhancer.parameters)
+        return PreparedRecipe(recipe, enhancer, thresholds, "numpy", "fp32")
+    from medenhance_dicom.inference import load_enhancer
+    from medenhance_dicom.manifest import load_manifest
+
+    manifest = load_manifest()
+    key = recipe.enhancer.weights or ""
+    entry = manifest.entry(key)
+    network = load_enhancer(key, manifest=manifest, device=device, engine=engine, precision=precision)
+    thresholds = _thresholds(recipe, Thresholds(entry.gate.minimum, entry.gate.warn_below))
+    return PreparedRecipe(recipe, network, thresholds, network.engine, network.precision, key, entry.sha256)
+
+
+def _thresholds(recipe: Recipe, default: Thresholds) -> Thresholds:
+    if recipe.gate.minimum is None:
+        return default
+    return Thresholds(recipe.gate.minimum, max(default.warn_below, recipe.gate.minimum))
