@@ -1,7 +1,7 @@
 """Which attributes go from a source to its derived object: an allow-list per IOD, never a deep copy (requirement R10).
 
-The standard's own tables (attributes.toml) say what an IOD has; `NEVER` says what would be untrue beside new pixels; and
-`WRITTEN` is what `derive` writes itself.
+The standard's own tables (attributes.toml) say what an IOD has; `NEVER` says what would be untrue beside new
+pixels; `WRITTEN` is what `derive` writes itself.
 """
 
 from __future__ import annotations
@@ -15,72 +15,38 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.charset import python_encoding
-from pydicom.dataelem import DataElement
 from pydicom.datadict import keyword_for_tag
+from pydicom.dataelem import DataElement
 from pydicom.sequence import Sequence
 from pydicom.valuerep import PersonName
 
 from medenhance_dicom.errors import DerivationError
 
-NEVER = frozenset(
-    """
-    SmallestImagePixelValue LargestImagePixelValue SmallestPixelValueInSeries LargestPixelValueInSeries
-    HistogramSequence IconImageSequence RealWorldValueMappingSequence
-    DigitalSignaturesSequence MACParametersSequence EncryptedAttributesSequence OriginalAttributesSequence
-    SOPInstanceStatus SOPAuthorizationDateTime SOPAuthorizationComment AuthorizationEquipmentCertificationNumber
-    InstanceCoercionDateTime InstanceOriginStatus QueryRetrieveView PrivateDataElementCharacteristicsSequence
-    ConversionSourceAttributesSequence AlternateRepresentationSequence FrameExtractionSequence
-    ReferencedDefinedProtocolSequence ReferencedPerformedProtocolSequence
-    ConcatenationUID SOPInstanceUIDOfConcatenationSource
-    ExtendedOffsetTable ExtendedOffsetTableLengths PixelDataProviderURL DataSetTrailingPadding
-    ReferencedPerformedProcedureStepSequence PerformedProcedureStepStartDate PerformedProcedureStepStartTime
-    PerformedProcedureStepEndDate PerformedProcedureStepEndTime PerformedProcedureStepID
-    PerformedProcedureStepDescription PerformedProtocolCodeSequence CommentsOnThePerformedProcedureStep
-    """.split()
-)
-"""Untrue, or signed, beside other pixels: in no item of a derived object at any depth."""
-
-EQUIPMENT = (
-    "Manufacturer InstitutionName InstitutionAddress StationName InstitutionalDepartmentName "
-    "InstitutionalDepartmentTypeCodeSequence ManufacturerModelName DeviceSerialNumber SoftwareVersions DeviceUID "
-    "UDISequence ManufacturerDeviceClassUID SpatialResolution DateOfLastCalibration TimeOfLastCalibration "
-    "DateOfManufacture DateOfInstallation"
-).split()
-"""Of the General Equipment module (PS3.3 C.7.5.1): the scanner's go into its Contributing Equipment item."""
-
-PALETTE = frozenset(
-    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
-    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
-    "PaletteColorLookupTableUID SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
-    "SegmentedBluePaletteColorLookupTableData".split()
-)
-
-LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
-
-WRITTEN = frozenset(
-    """
-    SpecificCharacterSet InstanceCreationDate InstanceCreationTime InstanceCreatorUID SOPClassUID SOPInstanceUID
-    ContributingEquipmentSequence SyntheticData GantryID
-    SeriesDate SeriesTime SeriesDescription SeriesDescriptionCodeSequence SeriesInstanceUID SeriesNumber
-    ContentDate ContentTime ImageType DerivationDescription DerivationCodeSequence
-    SourceImageSequence SourceInstanceSequence SourceImageEvidenceSequence
-    SamplesPerPixel PhotometricInterpretation PlanarConfiguration Rows Columns BitsAllocated BitsStored HighBit
-    PixelRepresentation PixelData NumberOfFrames
-    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
-    """.split()
-).union(EQUIPMENT, LOSSY)
-"""Not copied, because `derive` writes them from scratch (or leaves them out on purpose)."""
-
-IDENTITY = (
-    "PatientName PatientID IssuerOfPatientID PatientBirthDate PatientSex StudyInstanceUID StudyID StudyDate StudyTime "
-    "AccessionNumber ReferringPhysicianName"
-).split()
-"""A source whose values of these cannot be carried over is refused rather than orphaned (requirements R3, R11)."""
-
 
 @functools.cache
 def _tables() -> dict[str, Any]:
     return tomllib.loads(resources.files("medenhance_dicom").joinpath("attributes.toml").read_text("utf-8"))
+
+
+def _named(name: str) -> frozenset[str]:
+    return frozenset(_tables()["sets"][name].split())
+
+
+NEVER = _named("never")
+"""Untrue, or signed, beside other pixels: in no item of a derived object at any depth."""
+
+EQUIPMENT = _named("equipment")
+"""Of the General Equipment module (PS3.3 C.7.5.1): the scanner's go into its Contributing Equipment item."""
+
+PALETTE = _named("palette")
+
+LOSSY = _named("lossy")
+
+WRITTEN = _named("written") | EQUIPMENT | LOSSY
+"""Not copied, because `derive` writes them from scratch (or leaves them out on purpose)."""
+
+IDENTITY = _named("identity")
+"""A source whose values of these cannot be carried over is refused rather than orphaned (requirements R3, R11)."""
 
 
 @functools.cache

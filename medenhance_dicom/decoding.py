@@ -8,6 +8,7 @@ answer with a frame is followed by its bytes. Nothing that pydicom or a codec sa
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
 import logging
@@ -22,14 +23,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, BinaryIO, Self
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels.decoders.base import Decoder as PixelDecoder
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import JPEGLSTransferSyntaxes, MPEGTransferSyntaxes, RLELossless
+from pydicom.uid import JPEGLSTransferSyntaxes, MPEGTransferSyntaxes
 
 from medenhance_dicom.errors import (
     InputError,
@@ -40,6 +39,9 @@ from medenhance_dicom.errors import (
 )
 from medenhance_dicom.frames import Array, PixelFormat, pixel_format
 from medenhance_dicom.part10 import UNDEFINED_LENGTH, Limits, PixelElement, open_instance
+
+if TYPE_CHECKING:
+    from pydicom.pixels.decoders.base import Decoder as PixelDecoder
 
 _START_SECONDS = 60.0
 _ITEM = 0xFFFEE000
@@ -289,6 +291,8 @@ def _key(path: Path, status: os.stat_result) -> tuple[str, int, int, int]:
 
 def _plan(opened: _Opened) -> _Frames:
     """Find every frame of the pixel data, and refuse data that holds more or fewer of them than the header says."""
+    from pydicom.pixels.decoders.base import get_decoder  # loads the codecs, which only the child needs
+
     instance, element = opened.instance, opened.element
     if element is None:
         raise UnsupportedInstanceError("NO_PIXELS", "the instance has no pixel data")
@@ -341,9 +345,10 @@ def _check_native_length(stream: BinaryIO, element: PixelElement, stride: int, n
     if element.length == UNDEFINED_LENGTH:
         raise UnreadableInstanceError("is encapsulated although its transfer syntax is not", keyword="PixelData")
     there = min(element.length, stream.seek(0, os.SEEK_END) - element.offset)
-    if there < stride * number_of_frames:
+    declared = stride * number_of_frames
+    if there < declared:
         raise UnreadableInstanceError("has fewer bytes than the header declares", keyword="PixelData")
-    if there >= stride * (number_of_frames + 1):
+    if there >= declared + stride and there > declared + declared % 2:  # the pad byte alone is no frame
         raise UnreadableInstanceError("Pixel Data holds more frames than declared", keyword="NumberOfFrames")
 
 
@@ -494,7 +499,7 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """Answer requests until the parent closes the pipe."""
     limits = Limits(**json.loads(requests.readline()))
     opened: _Opened | None = None
-    get_decoder(RLELossless)
+    importlib.import_module("pydicom.pixels.decoders.base")  # before the limit counts what is in use
     _limit_resources(limits.memory_bytes)
     answers.write(b"{}\n")
     answers.flush()

@@ -123,7 +123,8 @@ def choose_recipes(
             members.append(item)
     for series in group_series(members):
         try:
-            recipe = match_recipe(_facts(series.members[0].instance), recipes)
+            named = settings.recipe != "auto"
+            recipe = recipes[0] if named else match_recipe(_facts(series.members[0].instance), recipes)
         except RecipeError as error:
             for member in series.members:
                 yield _outcome(member, "skipped", f"NO_RECIPE: {error}")
@@ -132,14 +133,14 @@ def choose_recipes(
 
 
 def _recipes(settings: Settings) -> list[Recipe]:
-    """The recipes that may be chosen; one named on the command line matches everything.
+    """The recipes that may be chosen: all, or the one that is named.
 
     Raises:
         RecipeError: No recipe of that name.
     """
-    recipes = load_recipes()
+    recipes = list(load_recipes())
     if settings.recipe != "auto":
-        recipes = [r.model_copy(update={"match": {}}) for r in recipes if r.name == settings.recipe]
+        recipes = [r for r in recipes if r.name == settings.recipe]
         if not recipes:
             raise RecipeError(f"no recipe {settings.recipe!r}; see `medenhance-dicom recipes list`")
     if settings.weights:
@@ -268,9 +269,7 @@ class Enhancement:
         try:
             if verdict.outcome == "withheld":
                 return _outcome(member, "withheld", verdict.reason, seconds=result.seconds, **names)
-            provenance = prepared.provenance(
-                verdict, made=self.now, engine=prepared.engine, precision=prepared.precision
-            )
+            provenance = prepared.provenance(verdict, made=self.now)
             summary = PixelSummary(result.digest(), result.pixels, result.pixels.number_of_frames)
             derived = derive_instance(source, summary, provenance)
             if problems := assert_derived(derived, source, pixel_digest=summary.digest):

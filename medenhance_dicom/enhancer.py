@@ -45,6 +45,6 @@ class MaskedEnhancer(Protocol):
         """What it needs."""
         ...
 
-    def enhance_within(self, frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Enhance `frames` (N, H, W, C); only pixels where `mask` (H, W) is True count, the others come back as they were."""
+    def enhance_within(self, frames: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Enhance `frames` (N, H, W, C) where `inside` (N, H, W) is True; the other pixels neither count nor change."""
         ...

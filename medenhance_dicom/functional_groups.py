@@ -1,4 +1,4 @@
-"""Functional groups of enhanced multi-frame objects (PS3.3 C.7.6.16): carried over, each frame with its own provenance."""
+"""Functional groups of enhanced multi-frame objects (PS3.3 C.7.6.16): carried over, with provenance per frame."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 So far the verdict is the published LaSSIM, frame by frame, the worst frame deciding. It is known to be too kind to a
 small invented lesion and to inverted grey levels (both factors of SSIM change sign), and too strict with local contrast
-methods; further checks (the local map, displacement, inversion) belong beside it, in `Verdict.details` and `verdict_of`.
+methods; further checks (local map, displacement, inversion) belong beside it, in `Verdict.details` and `verdict_of`.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def score_frames(
             elif min(x.shape[:2]) < WINDOW:
                 scores.append(None)
             else:
-                pair = (torch.from_numpy(z.astype(np.float64)).permute(2, 0, 1)[None] for z in (x, y))
-                scores.append(lassim(*pair, level).item())
+                a, b = (torch.from_numpy(z.astype(np.float64)).permute(2, 0, 1)[None] for z in (x, y))
+                scores.append(lassim(a, b, level).item())
     return scores
 
 
@@ -138,7 +138,9 @@ def verdict_of(
     worst = scores[details["worst_frame"]]
     place = f" in frame {details['worst_frame'] + 1}" if len(scores) > 1 else ""
     if worst is not None and math.isnan(worst):
-        return Verdict(None, False, "withheld", f"NON_FINITE: the result holds values that are no numbers{place}", details)
+        return Verdict(
+            None, False, "withheld", f"NON_FINITE: the result holds values that are no numbers{place}", details
+        )
     refused: Outcome = {"withhold": "withheld", "warn": "warned", "off": "enhanced"}[mode]  # type: ignore[assignment]
     if worst is None:
         return Verdict(None, False, refused, f"TOO_SMALL: sides below 7 pixels cannot be judged{place}", details)

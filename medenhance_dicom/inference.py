@@ -65,10 +65,10 @@ class Parity:
 
 PARITY: dict[Precision, Parity] = {
     "fp32": Parity(maximum=2e-4, mean=2e-5),
-    "bf16": Parity(maximum=0.06, mean=0.006),
-    "fp16": Parity(maximum=0.06, mean=0.006),
+    "bf16": Parity(maximum=0.02, mean=0.002),
+    "fp16": Parity(maximum=0.02, mean=0.002),
 }
-"""How far an engine may be from eager float32 PyTorch, by the precision it works in."""
+"""How far an engine may be from eager float32 PyTorch, by the precision it works in; half a grey level on average."""
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
@@ -129,7 +129,7 @@ def choose_precision(wanted: str, device: torch.device, engine: Engine) -> Preci
         gains = has_bf16
     else:
         has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
-        gains = device.type == "cuda" and has_bf16  # PyTorch on a CPU without AMX is no faster for it
+        gains = device.type == "cuda" and has_bf16  # on the CPU PyTorch stays the float32 reference unless asked
     if wanted == "auto":
         return "bf16" if gains else "fp32"
     if wanted == "bf16" and has_bf16:
@@ -168,17 +168,18 @@ class NetworkEnhancer:
     ) -> None:
         self.spec, self.device, self.engine, self.precision = spec, torch.device(device), engine, precision
         self.batch = max(1, batch)
-        layout = torch.preserve_format if self.device.type == "mps" else torch.channels_last
         _flush_denormals()
-        self.network = network.eval().requires_grad_(False).to(self.device, memory_format=layout)
+        self.network = network.eval().requires_grad_(False).to(self.device)
+        if self.device.type == "cuda":
+            self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._compiled = _CompiledModels(network, spec, precision) if engine == "openvino" else None
 
     def __call__(self, frames: Frames) -> Frames:
         """Enhance frames.
 
         Args:
-            frames: float32 (N, H, W, C) in [0, 1]; H and W multiples of `spec.multiple`. Grey frames also feed a network
-                of three channels, whose answer is then averaged.
+            frames: float32 (N, H, W, C) in [0, 1]; H and W multiples of `spec.multiple`. Grey frames also feed a
+                network of three channels, whose answer is then averaged.
 
         Returns:
             The same shape and range, finite.
@@ -236,7 +237,8 @@ class NetworkEnhancer:
         return y.permute(0, 2, 3, 1).contiguous().numpy()
 
     def _torch(self, x: Tensor, precision: Precision) -> Tensor:
-        layout = torch.preserve_format if self.device.type == "mps" else torch.channels_last
+        # Measured on CPUs: channels last costs instance-normalised networks 10 to 40 %, so it is for CUDA alone.
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         half = torch.autocast(self.device.type, _AUTOCAST[precision]) if precision in _AUTOCAST else nullcontext()
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), half:
             return self.network(x.to(self.device, memory_format=layout)).float().cpu()
@@ -324,7 +326,7 @@ def load_enhancer(
     """
     manifest = load_manifest() if manifest is None else manifest
     contract = manifest.entry(key).input
-    spec = EnhancerSpec(contract.channels, contract.multiple_of, working_size=contract.working_size)
+    spec = EnhancerSpec(contract.channels, contract.multiple_of, whole=True, working_size=contract.working_size)
     place = choose_device(device)
     chosen_engine = choose_engine(engine, place)
     chosen = choose_precision(precision, place, chosen_engine)
@@ -373,5 +375,5 @@ def _openvino() -> Any:
 
     for name, module in list(sys.modules.items()):
         if name.startswith("openvino.tools.ovc.") and hasattr(module, "tm"):
-            module.tm = telemetry_stub  # where someone imported OpenVINO before us
+            vars(module)["tm"] = telemetry_stub  # where someone imported OpenVINO before us
     return openvino

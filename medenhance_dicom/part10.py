@@ -59,6 +59,7 @@ UNDEFINED_LENGTH = 0xFFFFFFFF
 _pydicom_log = logging.getLogger("pydicom")
 _pydicom_log.addHandler(logging.NullHandler())
 _pydicom_log.propagate = False
+_pydicom_log.addFilter(lambda record: False)  # whatever handlers an application hangs onto it
 _settings_lock = threading.RLock()
 
 
@@ -464,7 +465,9 @@ def _settle(dataset: Dataset, little: bool, depth: int, left: list[int], limits:
             raise
         except Exception:  # the same boundary: a value that does not fit its VR
             value = raw.value if isinstance(raw, RawDataElement) and isinstance(raw.value, bytes) else b""
-            dataset[tag] = DataElement(tag, "UN", value)
+            unknown = DataElement(tag, "UN", value)
+            unknown.VR = "UN"  # the constructor puts the dictionary's VR back
+            dataset[tag] = unknown
             continue
         if element.VR == "SQ":
             for item in element.value:

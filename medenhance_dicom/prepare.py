@@ -93,6 +93,12 @@ class PreparedRecipe:
         if batch:
             yield from self._run(batch)
 
+    def enhance_picture(self, unit: Unit) -> Unit:
+        """One picture (H, W, C) in [0, 1], enhanced where `region` lets it; the same shape."""
+        region = self.region(unit, None)
+        after = self._at_resolution(self._without_bias(unit, region)[None], region[None])[0]
+        return np.where(region[..., None], after, unit).astype(np.float32)
+
     def _run(self, batch: list[Any]) -> Iterator[Any]:
         units = np.stack([frame.unit for frame in batch])  # (N, H, W, C)
         regions = np.stack([frame.enhance_here for frame in batch])

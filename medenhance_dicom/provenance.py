@@ -35,7 +35,7 @@ CODES: dict[str, tuple[Step, ...]] = {
     "normalise": (Step("INTNORM", CODING_SCHEME, "Intensity normalisation"),),
     "ai": (Step("123110", "DCM", "Artificial Intelligence"),),
 }
-"""What a recipe may name. CID 7203 is extensible and has no code for contrast or noise, so a private one stands beside."""
+"""What a recipe may name. CID 7203 is extensible and has no code for contrast or noise, so a private one is added."""
 
 SOURCE_PURPOSE = Step("121322", "DCM", "Source image for image processing operation")
 ACQUISITION = Step("109101", "DCM", "Acquisition Equipment")

@@ -154,6 +154,13 @@ class Recipe(_Part):
         return all(_values(facts.get(keyword)) & _values(allowed) for keyword, allowed in self.match.items())
 
 
+def pipelines_folder() -> Path:
+    """The recipes inside the installed package, else those beside it in a checkout."""
+    package = Path(str(resources.files("medenhance_dicom")))
+    installed = package / "_pipelines"
+    return installed if installed.is_dir() else package.parent / "pipelines"
+
+
 def load_recipe(path: Path) -> Recipe:
     """Read one recipe.
 
@@ -170,13 +177,13 @@ def load_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path.name}: {error}") from error
 
 
-def load_recipes(folder: Path | None = None) -> tuple[Recipe, ...]:
+def load_recipes(folder: Path | None = None) -> list[Recipe]:
     """Read every recipe of `folder` (default: the shipped ones), sorted by name; subfolders are not looked at.
 
     Raises:
         RecipeError: a recipe is wrong, its name is not its file's name, or there is no such folder.
     """
-    folder = folder or _shipped_folder()
+    folder = folder or pipelines_folder()
     if not folder.is_dir():
         raise RecipeError(f"{folder.name}: no such folder of recipes")
     recipes = []
@@ -185,7 +192,7 @@ def load_recipes(folder: Path | None = None) -> tuple[Recipe, ...]:
         if recipe.name != path.stem:
             raise RecipeError(f"{path.name}: name: {recipe.name!r} is not the file's name")
         recipes.append(recipe)
-    return tuple(sorted(recipes, key=lambda recipe: recipe.name))
+    return sorted(recipes, key=lambda recipe: recipe.name)
 
 
 def match_recipe(facts: Mapping[str, Fact], recipes: Iterable[Recipe]) -> Recipe:
@@ -212,10 +219,3 @@ def _values(fact: Fact) -> frozenset[str]:
     if isinstance(fact, str | int | float):
         return frozenset({str(fact).strip()})
     return frozenset(str(value).strip() for value in fact)
-
-
-def _shipped_folder() -> Path:
-    """The recipes inside the installed package, else those beside it in a checkout."""
-    package = Path(str(resources.files("medenhance_dicom")))
-    installed = package / "_pipelines"
-    return installed if installed.is_dir() else package.parent / "pipelines"

@@ -23,24 +23,16 @@ _HOMOGENEOUS = (
     "BitsStored",
     "PixelRepresentation",
 )
+_UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_ORDERING = ("ImageOrientationPatient", "ImagePositionPatient", "InstanceNumber")
 
 
 @dataclass
 class Member:
-    """One instance of a series: where it lies, and its header."""
+    """One instance of a series: where it lies, and its header (or what `grouping_header` keeps of it)."""
 
     located: Located
     instance: Dataset
-
-    @property
-    def sop_instance_uid(self) -> str | None:
-        """None where the instance has none, which the caller reports."""
-        return _text(self.instance, "SOPInstanceUID") or None
-
-    @property
-    def series_instance_uid(self) -> str | None:
-        """None where the instance has none."""
-        return _text(self.instance, "SeriesInstanceUID") or None
 
 
 @dataclass
@@ -72,6 +64,15 @@ def group_series(members: Iterable[Member]) -> list[Series]:
     for group in groups.values():
         group.members = _in_order(group.members)
     return list(groups.values())
+
+
+def grouping_header(instance: Dataset, keywords: Iterable[str] = ()) -> Dataset:
+    """What grouping and ordering need of a header, and the given keywords: small enough to keep for every instance."""
+    slim = Dataset()
+    for keyword in (*_HOMOGENEOUS, *_UIDS, *_ORDERING, *keywords):
+        if keyword in instance:
+            slim[keyword] = instance[keyword]
+    return slim
 
 
 def _text(instance: Dataset, keyword: str) -> str:

@@ -1,7 +1,7 @@
 """Which SOP classes are enhanced, into which class, and why the others are refused (PS3.4 B.5).
 
-The tables are those of the project's DICOM requirements: keep the class where the result is still an image of it, convert
-Secondary Capture to its multi-frame classes, refuse whatever holds numbers rather than a picture.
+The tables are those of the project's DICOM requirements: keep the class where the result is still an image of it,
+convert Secondary Capture to its multi-frame classes, refuse whatever holds numbers rather than a picture.
 """
 
 from __future__ import annotations

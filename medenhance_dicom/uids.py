@@ -24,7 +24,7 @@ def derived_uid(*parts: str | bytes) -> str:
         parts: Texts or bytes. Order and boundaries matter: ("ab", "c") and ("a", "bc") give different UIDs.
 
     Returns:
-        `2.25.` and the first 128 bits of SHA-256 over the length-prefixed parts, as a decimal number: at most 44 characters.
+        `2.25.` and the first 128 bits of SHA-256 over the length-prefixed parts, in decimal: at most 44 characters.
 
     Example:
         >>> derived_uid("a", "b") == derived_uid("a", "b"), derived_uid("a", "b") == derived_uid("ab")

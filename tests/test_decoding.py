@@ -18,7 +18,6 @@ from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import (
     InputError,
     LimitExceededError,
-    MedenhanceError,
     UnreadableInstanceError,
     UnsupportedInstanceError,
 )
@@ -61,7 +60,6 @@ def resident_mib(pid: int) -> float:
         "JPEGLSNearLossless_16.dcm",
         "MR_small_jpeg_ls_lossless.dcm",
         "HTJ2KLossless_08_RGB.dcm",
-        "HTJ2K_08_RGB.dcm",
         "SC_jpeg_no_color_transform.dcm",
         "SC_jpeg_no_color_transform_2.dcm",
         "SC_ybr_full_422_uncompressed.dcm",
@@ -112,8 +110,8 @@ def test_pixels_that_do_not_fit_the_header_are_refused(decoder, tmp_path):
 def test_fragments_become_frames_with_and_without_an_offset_table(decoder, tmp_path):
     instance = pydicom.dcmread(shipped("CT_small.dcm"))
     rng = np.random.default_rng(3)
-    frames = [rng.integers(0, 4000, (16, 16)).astype("u2") for _ in range(3)]
-    instance.Rows = instance.Columns = 16
+    frames = [rng.integers(0, 4000, (64, 64)).astype("u2") for _ in range(3)]
+    instance.Rows = instance.Columns = 64
     instance.PixelRepresentation, instance.BitsStored, instance.HighBit = 0, 12, 11
     instance.NumberOfFrames = 3
     instance.PixelData = b"".join(f.tobytes() for f in frames)
@@ -301,8 +299,7 @@ def test_every_file_of_the_corpora_is_decoded_or_refused_by_name(tmp_path):
                     same = encode_residual(frame, np.zeros(frame.stored.shape), line, pixels)
                     np.testing.assert_array_equal(same, frame.stored)
                 decoded += 1
-            except MedenhanceError as error:
-                assert isinstance(error, InputError | UnsupportedInstanceError)
+            except (InputError, UnsupportedInstanceError):
                 refused += 1
             assert time.monotonic() - started < 45, located.name
             child = resident_mib(decoder._child.pid) if decoder._child else 0.0

@@ -172,10 +172,11 @@ def test_lossless_codecs_give_the_stored_values(decoder, tmp_path, syntax, signe
     if signed and syntax == JPEGLSLossless:
         pytest.skip("pydicom does not encode signed JPEG-LS")
     low = -(1 << stored - 1) if signed else 0
-    values = np.random.default_rng(7).integers(low, low + (1 << stored), (9, 7)).astype("i2" if signed else "u2")
-    instance = header(9, 7, 16, stored, signed)
-    instance.PixelData = values.tobytes()
-    instance["PixelData"].VR = "OW"
+    allocated = 8 if stored == 8 else 16
+    values = np.random.default_rng(7).integers(low, low + (1 << stored), (38, 33))
+    instance = header(38, 33, allocated, stored, signed)
+    instance.PixelData = values.astype(f"<i{allocated // 8}").tobytes()
+    instance["PixelData"].VR = "OW" if allocated == 16 else "OB"
     instance.compress(syntax, generate_instance_uid=False)
     instance.save_as(tmp_path / "x.dcm", enforce_file_format=True)
     instance, pixels, (frame,) = frames_of(tmp_path / "x.dcm", decoder)
@@ -205,7 +206,7 @@ def test_uncompressed_422_is_expanded(decoder, tmp_path):
 
 def palette(instance, tables, bits=8, first=0, segmented=False):
     for colour, table in zip(("Red", "Green", "Blue"), tables, strict=True):
-        count = len(table) if not segmented else segmented
+        count = segmented or len(table)
         setattr(instance, f"{colour}PaletteColorLookupTableDescriptor", [count, first, bits])
         keyword = f"{'Segmented' if segmented else ''}{colour}PaletteColorLookupTableData"
         setattr(instance, keyword, np.array(table, f"<u{bits // 8}").tobytes())
@@ -289,7 +290,7 @@ def test_padding_outside_the_legal_range_matches_raw_cells_only():
     ],
 )
 def test_nonsense_is_refused_by_name(keyword, value, error):
-    instance = header(**{})
+    instance = header()
     setattr(instance, keyword, value)
     with pytest.raises(error) as caught:
         pixel_format(instance)

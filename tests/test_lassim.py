@@ -70,14 +70,19 @@ def test_equals_the_literal_twin(name, level):
 def test_residual_equals_the_literal_twin_on_any_size(shape):
     picture = np.random.default_rng(1).random(shape)
     for level in range(lassim_level_for(*shape) + 1):
-        np.testing.assert_allclose(laplacian_level(tensor(picture), level)[0, 0], twin.laplacian(picture, level), atol=1e-12)
+        np.testing.assert_allclose(
+            laplacian_level(tensor(picture), level)[0, 0], twin.laplacian(picture, level), atol=1e-12
+        )
 
 
-@pytest.mark.parametrize(("name", "blur", "warp"), [
-    ("camera", 0.9779160, 0.5758394),
-    ("astronaut", 0.9828544, 0.6515313),
-    ("retina, odd", 0.9847868, 0.6183951),
-])
+@pytest.mark.parametrize(
+    ("name", "blur", "warp"),
+    [
+        ("camera", 0.9779160, 0.5758394),
+        ("astronaut", 0.9828544, 0.6515313),
+        ("retina, odd", 0.9847868, 0.6183951),
+    ],
+)
 def test_pinned_numbers(name, blur, warp):
     before = PICTURES[name]()
     assert lassim(tensor(before), tensor(blurred(before))).item() == pytest.approx(blur, abs=1e-6)
@@ -85,13 +90,16 @@ def test_pinned_numbers(name, blur, warp):
 
 
 @pytest.mark.skipif(SAMPLES is None, reason="MEDENHANCE_LASSIM_SAMPLES names no folder")
-@pytest.mark.parametrize(("level", "blur", "elastic"), [
-    (0, 0.695456, 0.694036),
-    (1, 0.435117, 0.425036),
-    (2, 0.598577, 0.534372),
-    (3, 0.905320, 0.818467),
-    (4, 0.991391, 0.965258),
-])
+@pytest.mark.parametrize(
+    ("level", "blur", "elastic"),
+    [
+        (0, 0.695456, 0.694036),
+        (1, 0.435117, 0.425036),
+        (2, 0.598577, 0.534372),
+        (3, 0.905320, 0.818467),
+        (4, 0.991391, 0.965258),
+    ],
+)
 def test_published_samples(level, blur, elastic):
     """The three sample images of the released code (AillisInc/USPMIE, LaSSIM/resources), read as RGB."""
     original, soft, moved = (

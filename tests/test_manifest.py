@@ -58,7 +58,9 @@ def test_an_entry_is_read_with_its_contract(tmp_path):
 def test_half_precision_weights_come_back_as_float32_in_eval_mode(tmp_path):
     network = load_network("tiny", load_manifest(write_models(tmp_path)))
     assert not network.training
-    for (name, loaded), original in zip(network.state_dict().items(), tiny_network().state_dict().values(), strict=True):
+    for (name, loaded), original in zip(
+        network.state_dict().items(), tiny_network().state_dict().values(), strict=True
+    ):
         assert loaded.dtype == torch.float32, name
         assert torch.equal(loaded, original.half().float())
     assert not any(p.requires_grad for p in network.parameters())

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydicom import Dataset
 
 from medenhance_dicom.part10 import Located
-from medenhance_dicom.series import Member, group_series
+from medenhance_dicom.series import Member, group_series, grouping_header
 
 
 def member(name, **attributes):
@@ -71,5 +71,11 @@ def test_instances_without_a_series_uid_are_kept_apart():
     b.instance.SeriesInstanceUID = ""
     groups = group_series([a, b])
     assert [names(g) for g in groups] == [["a"], ["b"]]
-    assert a.series_instance_uid is None
-    assert a.sop_instance_uid is None
+
+
+def test_the_grouping_header_groups_like_the_whole_one():
+    whole = member("a", PatientName="X^Y", BodyPartExamined="EYE", InstanceNumber=3)
+    slim = grouping_header(whole.instance, {"BodyPartExamined", "ViewPosition"})
+    assert "PatientName" not in slim
+    assert (slim.BodyPartExamined, slim.InstanceNumber) == ("EYE", 3)
+    assert len(group_series([whole, Member(Located(Path("b"), "b"), slim)])) == 1

@@ -1,6 +1,6 @@
 """LaSSIM written out literally: explicit loops for the pyramid, scikit-image for SSIM. Slow; for tests alone.
 
-Follows the definition in words (binomial filter by sums over five taps, OpenCV's borders), sharing no code with the package.
+Follows the definition in words (sums over five taps, OpenCV's borders) and shares no code with the package.
 """
 
 from __future__ import annotations

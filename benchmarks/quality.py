@@ -1,0 +1,179 @@
+"""What the shipped weights do to pictures they were not trained on. The figures of the model cards.
+
+    python benchmarks/quality.py DATA [--json FILE] [--sheet FOLDER]
+
+DATA holds `ccm/` and `fundus/` as the training recipes name them. Everything goes through the recipes as `enhance` runs
+them: working size, pyramid, masks. Definitions:
+
+PSNR      10 log10(1 / mean squared error), pictures in [0, 1], whole frame.
+SSIM      11 x 11 Gaussian window, sigma 1.5, population covariance.
+uneven    standard deviation over mean, inside the field, of the green and red mean blurred with sigma = width / 12.
+vessels   mean relative depth (closing - green) / closing over the 5 % deepest pixels of the source, disk of width / 60.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from skimage.metrics import structural_similarity
+from skimage.morphology import closing, disk
+
+from medenhance_dicom.gate import score_frames
+from medenhance_dicom.masks import field_of_view
+from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe
+from medenhance_dicom.recipe import load_recipes
+from medenhance_dicom.training.data import list_pictures
+from medenhance_dicom.training.degradation import degrade_fundus
+from medenhance_dicom.training.recipe import Pictures
+
+
+def picture(path: Path, mode: str) -> np.ndarray:
+    with Image.open(path) as opened:
+        pixels = np.asarray(opened.convert(mode), dtype=np.float32) / 255
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def enhance(prepared: PreparedRecipe, unit: np.ndarray) -> np.ndarray:
+    return prepared.enhance_picture(unit)
+
+
+def psnr(x: np.ndarray, y: np.ndarray) -> float:
+    return float(min(-10 * np.log10(np.mean((x - y) ** 2) + 1e-12), 60))
+
+
+def ssim(x: np.ndarray, y: np.ndarray) -> float:
+    return float(structural_similarity(
+        x[..., 0], y[..., 0], data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    ))  # fmt: skip
+
+
+def lassim(x: np.ndarray, y: np.ndarray) -> float:
+    return float(score_frames(x[None], y[None])[0])
+
+
+def unevenness(x: np.ndarray, inside: np.ndarray) -> float:
+    sigma = x.shape[1] / 12
+    weight = gaussian_filter(inside.astype(np.float32), sigma) + 1e-6
+    light = gaussian_filter(x[..., :2].mean(axis=2) * inside, sigma) / weight
+    return float(light[inside].std() / light[inside].mean())
+
+
+def vessels(x: np.ndarray, inside: np.ndarray, where: np.ndarray | None = None) -> tuple[float, np.ndarray]:
+    green = x[..., 1]
+    closed = closing(green, disk(max(3, x.shape[1] // 60)))
+    depth = (closed - green) / np.maximum(closed, 0.05)
+    if where is None:
+        where = inside & (depth >= np.quantile(depth[inside], 0.95))
+    return float(depth[where].mean()), where
+
+
+def cornea(prepared: PreparedRecipe, root: Path, sheet: list[np.ndarray]) -> dict:
+    folder = "ccm/nervestitcher2"
+    raw = list_pictures(root, Pictures(folder=f"{folder}/raw", first=0.84))
+    flat = list_pictures(root, Pictures(folder=f"{folder}/vignette_corrected", first=0.84))
+    rows = []
+    for low_path, high_path in zip(raw, flat, strict=True):
+        low, high = picture(low_path, "L"), picture(high_path, "L")
+        out = enhance(prepared, low)
+        rows.append((psnr(low, high), psnr(out, high), ssim(low, high), ssim(out, high), lassim(low, out),
+                     psnr(enhance(prepared, high), high)))  # fmt: skip
+        if len(rows) % 9 == 1:
+            sheet.append(np.hstack([low, out, high]))
+    other = [picture(p, "L") for p in list_pictures(root, Pictures(folder="ccm/nervestitcher/raw", pattern="seq3_*"))]
+    others = [(x, enhance(prepared, x)) for x in other[::4]]
+    sheet += [np.hstack([x, y, y]) for x, y in others[::4]]
+    names = ("psnr_before", "psnr_after", "ssim_before", "ssim_after", "lassim_to_source", "psnr_of_flat_to_itself")
+    return {"frames": len(rows), **dict(zip(names, np.mean(rows, axis=0).round(4).tolist(), strict=True)),
+            "worst_lassim_to_source": round(min(r[4] for r in rows), 4),
+            "another_person": {
+                "frames": len(others),
+                "lassim_to_source": round(float(np.mean([lassim(x, y) for x, y in others])), 4),
+                "worst_lassim_to_source": round(min(lassim(x, y) for x, y in others), 4),
+                "block_unevenness_before": round(float(np.mean([blocks(x) for x, _ in others])), 4),
+                "block_unevenness_after": round(float(np.mean([blocks(y) for _, y in others])), 4),
+            }}  # fmt: skip
+
+
+def blocks(x: np.ndarray) -> float:
+    means = x[: x.shape[0] // 48 * 48, : x.shape[1] // 48 * 48, 0].reshape(x.shape[0] // 48, 48, -1, 48).mean(axis=(1, 3))
+    return float(means.std() / means.mean())
+
+
+def fundus(prepared: PreparedRecipe, root: Path, sheet: list[np.ndarray]) -> dict:
+    def side(x: np.ndarray) -> np.ndarray:
+        return np.asarray(Image.fromarray((x * 255).round().astype(np.uint8)).resize((320, 320))) / np.float32(255)
+
+    idrid = [picture(p, "RGB") for p in list_pictures(root, Pictures(folder="fundus/idrid_codras/images", first=0.85))]
+    idrid = [x for x in idrid if x[x.max(axis=2) > 12 / 255].mean() >= 0.27]
+    degraded = []
+    for i, truth in enumerate(idrid):
+        low = degrade_fundus(truth, np.random.default_rng((11, i)))
+        out = enhance(prepared, low)
+        degraded.append((psnr(low, truth), psnr(out, truth), lassim(low, out)))
+        if i % 6 == 0:
+            sheet.append(np.hstack([side(low), side(out), side(truth)]))
+    scored = {"folder": "fundus/csdi/images", "table": "fundus/csdi/labels.csv", "column": "cataract_score_0_10"}
+    veiled = []
+    for i, path in enumerate(list_pictures(root, Pictures(**scored, at_least=4.0, first=0.75))):
+        x = picture(path, "RGB")
+        y = enhance(prepared, x)
+        inside = field_of_view(x, "ellipse")
+        before, where = vessels(x, inside)
+        veiled.append((unevenness(x, inside), unevenness(y, inside), before, vessels(y, inside, where)[0], lassim(x, y)))
+        if i % 4 == 0:
+            sheet.append(np.hstack([side(x), side(y), side(y)]))
+    good = [picture(p, "RGB") for p in list_pictures(root, Pictures(**scored, at_most=2.0))]
+    unseen = [picture(p, "RGB") for p in list_pictures(root, Pictures(**scored, at_most=2.5, first=0.7))]
+    v, d = np.array(veiled), np.array(degraded)
+    return {
+        "degraded": {"pictures": len(d), "psnr_before": d[:, 0].mean(), "psnr_after": d[:, 1].mean(),
+                     "worse": int((d[:, 1] < d[:, 0]).sum()), "lassim": d[:, 2].mean()},
+        "csdi_score_4_to_10_unseen": {
+            "pictures": len(v), "uneven_before": v[:, 0].mean(), "uneven_after": v[:, 1].mean(),
+            "uneven_ratio_of_means": v[:, 1].mean() / v[:, 0].mean(), "uneven_median_ratio": np.median(v[:, 1] / v[:, 0]),
+            "vessels_before": v[:, 2].mean(), "vessels_after": v[:, 3].mean(),
+            "vessels_weaker_in": int((v[:, 3] < v[:, 2]).sum()), "lassim": v[:, 4].mean(), "worst_lassim": v[:, 4].min(),
+        },
+        "csdi_score_0_to_2": {"pictures": len(good), "psnr_to_itself": np.mean([psnr(enhance(prepared, x), x) for x in good]),
+                              "worst": min(psnr(enhance(prepared, x), x) for x in good)},
+        "csdi_score_0_to_2.5_unseen": {"pictures": len(unseen),
+                                       "psnr_to_itself": np.mean([psnr(enhance(prepared, x), x) for x in unseen])},
+        "idrid_unseen": {"pictures": len(idrid), "psnr_to_itself": np.mean([psnr(enhance(prepared, x), x) for x in idrid])},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--only", choices=["cornea", "fundus"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    recipes = {r.name: r for r in load_recipes()}
+    figures = {}
+    for name, recipe, measure in (
+        ("cornea", "cfm-cornea-stillgan", cornea), ("fundus", "op-fundus-stillgan", fundus)
+    ):  # fmt: skip
+        if arguments.only in (None, name):
+            prepared = prepare_recipe(recipes[recipe], device="cpu", engine="auto", precision="auto")
+            sheet: list[np.ndarray] = []
+            figures[name] = measure(prepared, arguments.data, sheet)
+            if arguments.sheet:
+                arguments.sheet.mkdir(parents=True, exist_ok=True)
+                rows = (np.vstack(sheet).clip(0, 1) * 255).round().astype(np.uint8).squeeze()
+                Image.fromarray(rows).save(arguments.sheet / f"{name}.png")
+    text = json.dumps(figures, indent=1, default=float)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""`python -m medenhance_dicom`."""
+
+from medenhance_dicom.cli import main
+
+main()

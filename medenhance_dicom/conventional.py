@@ -1,0 +1,297 @@
+"""Conventional enhancers: CLAHE, multi-scale retinex, and none at all.
+
+They work on luminance and leave hue and saturation alone, and count only pixels of the field of view. Nothing in them
+looks at the frame's own minimum and maximum, so that one noisy or bright pixel does not change a whole picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from medenhance_dicom.enhancer import Enhancer, EnhancerSpec
+from medenhance_dicom.errors import RecipeError
+
+Unit = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+LUMA = np.array([0.2125, 0.7154, 0.0721], np.float32)  # Rec. 709, as LaSSIM takes it
+BINS = 256
+FLAT = 1e-6  # below this spread a frame counts as constant
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Gives every frame back, bit for bit."""
+
+    spec: EnhancerSpec = field(default=EnhancerSpec(channels=None), init=False)
+
+    def __call__(self, frames: Unit) -> Unit:
+        """`frames`: float32 (N, H, W, C) in [0, 1]. Returns a copy."""
+        return frames.copy()
+
+
+@dataclass(frozen=True)
+class Clahe:
+    """Contrast-limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994) on luminance.
+
+    `clip_limit` is the largest slope of a tile's curve, as OpenCV's clipLimit; scikit-image's is this / 256. Unlike
+    scikit-image's, it does not stretch each frame to its own range, so the frames of a series stay comparable, it has a
+    field of view, and black stays black and white white in every tile.
+    """
+
+    clip_limit: float = 2.0
+    tiles: int = 8
+    strength: float = 1.0
+    """1: CLAHE; 0: nothing; between: their mean."""
+    max_gain: float = 3.0
+    """Luminance is raised or lowered by at most this factor."""
+    spec: EnhancerSpec = field(default=EnhancerSpec(channels=None, whole=True), init=False)
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.clip_limit <= 40, "clip_limit must be in 1..40")
+        _require(1 <= self.tiles <= 32 and self.tiles == int(self.tiles), "tiles must be a whole number in 1..32")
+        _require(0 <= self.strength <= 1, "strength must be in 0..1")
+        _require(1 <= self.max_gain <= 16, "max_gain must be in 1..16")
+
+    def __call__(self, frames: Unit) -> Unit:
+        """`frames`: float32 (N, H, W, C) in [0, 1], C = 1 or 3. Returns the same shape and range."""
+        return self.enhance_within(frames, np.ones(frames.shape[:3], bool))
+
+    def enhance_within(self, frames: Unit, inside: Mask) -> Unit:
+        """As called, for the pixels of `inside` (N, H, W) only."""
+        result = frames.copy()
+        for frame, here, out in zip(frames, inside, result, strict=True):
+            light = luminance(frame)
+            if _is_flat(light, here):
+                continue
+            blended = light + np.float32(self.strength) * (equalize_tiles(light, here, self) - light)
+            _write_luminance(out, light, blended, here, self.max_gain)
+        return result
+
+
+@dataclass(frozen=True)
+class MultiScaleRetinex:
+    """Multi-scale retinex (Jobson, Rahman and Woodell, IEEE TIP 1997): log(I + 1) - log(G * I + 1), I in 0..255.
+
+    The mean over the scales is mapped from mean +- `dynamic` standard deviations to [0, 1]. On luminance by default,
+    since retinex per channel pulls every picture towards grey, which gives fundus and mucosa a wrong colour.
+    """
+
+    sigmas: tuple[float, ...] = (15.0, 80.0, 250.0)
+    """In pixels of a picture whose longer side has 512; scaled to others."""
+    dynamic: float = 2.0
+    strength: float = 0.5
+    """1: retinex; 0: nothing; between: their mean."""
+    luma_only: bool = True
+    max_gain: float = 3.0
+    """Luminance is raised or lowered by at most this factor."""
+    spec: EnhancerSpec = field(default=EnhancerSpec(channels=None, whole=True), init=False)
+
+    def __post_init__(self) -> None:
+        _require(len(self.sigmas) > 0 and all(1 <= s <= 1000 for s in self.sigmas), "sigmas must be in 1..1000")
+        _require(0.5 <= self.dynamic <= 6, "dynamic must be in 0.5..6")
+        _require(0 <= self.strength <= 1, "strength must be in 0..1")
+        _require(1 <= self.max_gain <= 16, "max_gain must be in 1..16")
+
+    def __call__(self, frames: Unit) -> Unit:
+        """`frames`: float32 (N, H, W, C) in [0, 1], C = 1 or 3. Returns the same shape and range."""
+        return self.enhance_within(frames, np.ones(frames.shape[:3], bool))
+
+    def enhance_within(self, frames: Unit, inside: Mask) -> Unit:
+        """As called, for the pixels of `inside` (N, H, W) only."""
+        result = frames.copy()
+        for frame, here, out in zip(frames, inside, result, strict=True):
+            light = luminance(frame)
+            if _is_flat(light, here):
+                continue
+            if self.luma_only or frame.shape[2] == 1:
+                share = np.float32(self.strength) * _between_black_and_white(light)
+                blended = light + share * (self._retinex(light, here, light) - light)
+                _write_luminance(out, light, blended, here, self.max_gain)
+                continue
+            for channel in range(frame.shape[2]):
+                plane = frame[..., channel]
+                share = np.float32(self.strength) * _between_black_and_white(plane)
+                change = self._retinex(plane, here, light) - plane
+                out[..., channel] = np.where(here, np.clip(plane + share * change, 0, 1), plane)
+        return result
+
+    def _retinex(self, plane: Unit, here: Mask, light: Unit) -> Unit:
+        """(H, W) in [0, 1] -> the same; weighted where the light is, so that black surround does not count."""
+        scale = max(plane.shape) / 512
+        values = plane * np.float32(255)
+        reflectance = np.zeros_like(plane)
+        for sigma in self.sigmas:
+            blurred = blur_within(values, here, sigma * scale)
+            reflectance += np.log1p(values) - np.log1p(np.maximum(blurred, 0))
+        reflectance /= np.float32(len(self.sigmas))
+        counted = reflectance[here & (light > 0)]
+        centre, spread = float(counted.mean()), float(counted.std()) * self.dynamic
+        if spread < FLAT:
+            return plane
+        return np.clip((reflectance - np.float32(centre - spread)) / np.float32(2 * spread), 0, 1)
+
+
+def build_conventional(method: str, parameters: Mapping[str, object]) -> Enhancer:
+    """The enhancer of a recipe.
+
+    Args:
+        method: "identity", "clahe" or "retinex".
+        parameters: of that method; the others keep their defaults.
+
+    Raises:
+        RecipeError: no such method or parameter, or a value out of its range.
+    """
+    methods: dict[str, type[Identity | Clahe | MultiScaleRetinex]] = {
+        "identity": Identity,
+        "clahe": Clahe,
+        "retinex": MultiScaleRetinex,
+    }
+    if method not in methods:
+        raise RecipeError(f"enhancer.method: no conventional method {method!r}")
+    known = {f.name for f in fields(methods[method]) if f.init}
+    if unknown := sorted(set(parameters) - known):
+        raise RecipeError(f"enhancer.parameters.{unknown[0]}: {method} has no such parameter")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
+    try:
+        return methods[method](**values)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"enhancer.parameters: {error}") from error
+
+
+def luminance(frame: Unit) -> Unit:
+    """(H, W, 1 or 3) in [0, 1] -> (H, W) in [0, 1]."""
+    return frame[..., 0] if frame.shape[2] == 1 else np.minimum(frame @ LUMA, np.float32(1))
+
+
+def equalize_tiles(light: Unit, here: Mask, how: Clahe) -> Unit:
+    """CLAHE of one plane (H, W) in [0, 1]: a curve per tile, and between tile centres the bilinear mean of four."""
+    rows, columns = (_tile_edges(size, how.tiles) for size in light.shape)
+    tiles = [(slice(a, b), slice(c, d)) for a, b in zip(rows, rows[1:]) for c, d in zip(columns, columns[1:])]
+    curves = np.array([_tile_curve(light[tile][here[tile]], light[tile].size, how.clip_limit) for tile in tiles])
+    curves = curves.reshape(len(rows) - 1, len(columns) - 1, BINS)
+    levels = np.linspace(0, 1, BINS)
+    result = np.empty_like(light)
+    for row_cell, upper, lower, down in _cells(rows):
+        for column_cell, left, right, across in _cells(columns):
+            values = light[row_cell, column_cell]
+            corner = [np.interp(values, levels, curves[i, j]) for i in (upper, lower) for j in (left, right)]
+            top = corner[0] + across[None, :] * (corner[1] - corner[0])
+            bottom = corner[2] + across[None, :] * (corner[3] - corner[2])
+            result[row_cell, column_cell] = top + down[:, None] * (bottom - top)
+    return result
+
+
+def _tile_edges(size: int, tiles: int) -> list[int]:
+    """Edges of at most `tiles` tiles of nearly equal size, none smaller than 8 pixels."""
+    count = max(1, min(tiles, size // 8))
+    return [round(i * size / count) for i in range(count + 1)]
+
+
+def _cells(edges: list[int]) -> list[tuple[slice, int, int, NDArray[np.float64]]]:
+    """Stretches between neighbouring tile centres: (pixels, tile before, tile after, weight of the latter)."""
+    centres = [(a + b) / 2 - 0.5 for a, b in zip(edges, edges[1:])]
+    cells = []
+    stops = [0, *(int(np.ceil(c)) for c in centres), edges[-1]]
+    for k, (start, stop) in enumerate(zip(stops, stops[1:])):
+        if start == stop:
+            continue
+        before, after = max(k - 1, 0), min(k, len(centres) - 1)
+        pixels = np.arange(start, stop)
+        span = centres[after] - centres[before]
+        weight = (pixels - centres[before]) / span if span else np.zeros(len(pixels))
+        cells.append((slice(start, stop), before, after, weight))
+    return cells
+
+
+def _tile_curve(values: Unit, area: int, clip_limit: float) -> NDArray[np.float64]:
+    """The tone curve of a tile, (BINS,) from 0 to 1, of slope at most about `clip_limit`.
+
+    Pixels that do not count (`area` minus the values) are spread evenly over all levels, so that a tile with little in
+    the field of view tends to leave it as it is.
+    """
+    index = np.rint(values * (BINS - 1)).astype(np.intp)
+    histogram = np.bincount(index, minlength=BINS) + (area - len(values)) / BINS
+    limit = clip_limit * area / BINS
+    clipped = np.minimum(histogram, limit)
+    clipped += (area - clipped.sum()) / BINS
+    curve = np.cumsum(clipped) - clipped / 2  # half of a level's own pixels: a flat area keeps its level
+    return (curve - curve[0]) / (curve[-1] - curve[0])
+
+
+def blur_within(values: Unit, here: Mask, sigma: float) -> Unit:
+    """Gaussian mean of (H, W) over the pixels of `here` only; large sigmas on a reduced grid, which costs < 1 % in error.
+
+    Where no pixel of `here` is near, the value itself.
+    """
+    factor = max(1, int(sigma / 4))
+    weight = here.astype(np.float32)
+    total = _reduce(values * weight, factor)
+    count = _reduce(weight, factor)
+    total, count = (gaussian_filter(x, sigma / factor, mode="nearest", truncate=3) for x in (total, count))
+    mean = np.divide(total, count, out=np.zeros_like(total), where=count > 1e-4)
+    known = count > 1e-4
+    if factor > 1:
+        mean, known = _enlarge(mean, values.shape, factor), _enlarge(known.astype(np.float32), values.shape, factor) > 0.99
+    return np.where(known, mean, values).astype(np.float32)
+
+
+def _reduce(plane: Unit, factor: int) -> Unit:
+    """Block means; the last blocks are filled by repeating the edge."""
+    if factor == 1:
+        return plane
+    pad = [(0, -size % factor) for size in plane.shape]
+    padded = np.pad(plane, pad, mode="edge")
+    height, width = padded.shape
+    return padded.reshape(height // factor, factor, width // factor, factor).mean((1, 3))
+
+
+def _enlarge(plane: Unit, shape: tuple[int, ...], factor: int) -> Unit:
+    """Bilinear, the inverse of `_reduce`."""
+    for axis, size in enumerate(shape):
+        position = np.clip((np.arange(size) + 0.5) / factor - 0.5, 0, plane.shape[axis] - 1)
+        low = position.astype(np.intp)
+        high = np.minimum(low + 1, plane.shape[axis] - 1)
+        weight = np.expand_dims((position - low).astype(np.float32), 1 - axis)
+        first = plane.take(low, axis)
+        plane = first + weight * (plane.take(high, axis) - first)
+    return plane
+
+
+def _write_luminance(out: Unit, light: Unit, wanted: Unit, here: Mask, max_gain: float) -> None:
+    """Give `out` (H, W, C), whose luminance is `light`, the luminance `wanted` where `here`, in place.
+
+    Colour is scaled by one gain per pixel, which keeps hue and saturation; where a channel would pass 1, it is drawn
+    towards grey just as far as it must. Pixels whose luminance stays are not touched.
+    """
+    changed = here & (wanted != light)
+    old = light[changed]
+    new = np.clip(wanted[changed], old / np.float32(max_gain), np.minimum(old * np.float32(max_gain), 1))
+    if out.shape[2] == 1:
+        out[changed, 0] = new
+        return
+    gain = new / np.maximum(old, np.float32(1e-6))
+    scaled = out[changed] * gain[:, None]
+    peak = scaled.max(1)
+    room = np.divide(1 - new, peak - new, out=np.ones_like(new), where=peak > 1)
+    out[changed] = np.clip(new[:, None] + np.minimum(room, 1)[:, None] * (scaled - new[:, None]), 0, 1)
+
+
+def _between_black_and_white(plane: Unit) -> Unit:
+    """1 for ordinary values, falling to 0 at black (nothing but noise to lift there) and at white (highlights)."""
+    return np.clip(plane / np.float32(0.04), 0, 1) * np.clip((1 - plane) / np.float32(0.1), 0, 1)
+
+
+def _is_flat(light: Unit, here: Mask) -> bool:
+    counted = light[here]
+    return counted.size < 2 or float(np.ptp(counted)) < FLAT
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)

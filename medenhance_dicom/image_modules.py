@@ -1,0 +1,155 @@
+"""Image-level modules of a derived object: what its pixels are, and what was done to them before us."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from pydicom import Dataset
+from pydicom.datadict import tag_for_keyword
+from pydicom.multival import MultiValue
+
+from medenhance_dicom import __version__
+from medenhance_dicom.attributes import LOSSY, copied, modules_of
+from medenhance_dicom.provenance import MANUFACTURER, MODEL_NAME, Provenance
+from medenhance_dicom.sop_classes import SopClass, derived_image_type, image_type, transfer_syntax
+
+if TYPE_CHECKING:
+    from medenhance_dicom.frames import PixelFormat
+
+_LOSSY_METHODS = {
+    "1.2.840.10008.1.2.4.50": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.51": "ISO_10918_1",
+    "1.2.840.10008.1.2.4.81": "ISO_14495_1",
+    "1.2.840.10008.1.2.4.91": "ISO_15444_1",
+    "1.2.840.10008.1.2.4.93": "ISO_15444_2",
+    "1.2.840.10008.1.2.4.203": "ISO_15444_15",
+}  # transfer syntax -> Lossy Image Compression Method, PS3.3 C.7.6.1.1.5.1
+
+
+@dataclass(frozen=True)
+class PixelSummary:
+    """What is known of the new Pixel Data."""
+
+    digest: str
+    """Hex SHA-256 of all frames as they will stand in the file, little endian, without the pad byte."""
+    format: PixelFormat
+    number_of_frames: int
+    source_bytes: int | None = None
+    """Length of the source's compressed Pixel Data, to state the compression ratio of a lossy source that does not."""
+
+
+@dataclass(frozen=True)
+class Making:
+    """All that the modules below are written from."""
+
+    source: Dataset
+    sop_class: SopClass
+    converted: bool
+    """The SOP class changes."""
+    pixels: PixelSummary
+    provenance: Provenance
+    made: datetime
+    """In the zone of the object's times."""
+    description: str
+    """Derivation Description."""
+
+
+def image(derived: Dataset, making: Making) -> None:
+    """PS3.3 C.7.6.1, and the multi-frame module's count (C.7.6.6)."""
+    derived.ContentDate, derived.ContentTime = date_and_time(making.made)
+    values = derived_image_type(making.sop_class, image_type(making.source), converted=making.converted)
+    derived.ImageType = values
+    if "InstanceNumber" not in derived:
+        derived.InstanceNumber = None
+    frames = making.pixels.number_of_frames
+    if frames > 1 or "multi-frame" in modules_of(making.sop_class.iod) or "NumberOfFrames" in making.source:
+        derived.NumberOfFrames = frames
+
+
+def image_pixel(derived: Dataset, making: Making) -> None:
+    """PS3.3 C.7.6.3, and a colour space for colour photographs that name none (C.11.15)."""
+    pixels = making.pixels.format
+    derived.SamplesPerPixel = pixels.samples
+    derived.PhotometricInterpretation = pixels.photometric_out
+    derived.Rows, derived.Columns = pixels.rows, pixels.columns
+    derived.BitsAllocated, derived.BitsStored = pixels.bits_allocated, pixels.bits_stored
+    derived.HighBit = pixels.bits_stored - 1
+    derived.PixelRepresentation = int(pixels.signed)
+    if pixels.samples == 3:
+        derived.PlanarConfiguration = 0
+        if making.sop_class.kind in ("OP", "VL") and "ICCProfile" not in derived:
+            derived.ICCProfile = srgb_profile()
+            derived.ColorSpace = "SRGB"
+
+
+@functools.cache
+def srgb_profile() -> bytes:
+    """An sRGB input profile of even length (PS3.3 C.11.15.1.1), the same bytes whenever it is made.
+
+    Little CMS stamps the time and calls it a display profile; DICOM wants an input device, and repeats must be equal.
+    """
+    from PIL import ImageCms
+
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[12:16] = b"scnr"
+    profile[24:36] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
+    profile[84:100] = bytes(16)  # profile id, a digest of the above: zero means not computed
+    return bytes(profile) + bytes(len(profile) % 2)
+
+
+def lossy_history(derived: Dataset, making: Making) -> None:
+    """PS3.3 C.7.6.1.1.5: once lossy, always lossy; methods and ratios add up (requirement R9)."""
+    history = copied(making.source, LOSSY)
+    method = _LOSSY_METHODS.get(transfer_syntax(making.source))
+    if method and history.get("LossyImageCompression") != "01":
+        history.LossyImageCompression = "01"
+        history.LossyImageCompressionMethod = [*_values(history.get("LossyImageCompressionMethod")), method]
+        if making.pixels.source_bytes:
+            pixels = making.pixels.format
+            size = pixels.rows * pixels.columns * pixels.samples * pixels.bits_allocated // 8
+            ratio = max(1.0, size * making.pixels.number_of_frames / making.pixels.source_bytes)
+            ratios = _values(history.get("LossyImageCompressionRatio"))
+            history.LossyImageCompressionRatio = [*ratios, f"{ratio:.2f}"]
+    elif making.sop_class.kind == "VL" and "LossyImageCompression" not in history:
+        history.LossyImageCompression = None  # type 2, and nobody knows
+    derived.update(history)
+
+
+def _values(value: object) -> list[str]:
+    if value is None or value == "":
+        return []
+    return [str(v) for v in value] if isinstance(value, MultiValue) else [str(value)]
+
+
+def multi_frame_secondary_capture(derived: Dataset, making: Making) -> None:
+    """PS3.3 C.8.6.1, C.8.6.3 and the content constraints of A.8.3.4, A.8.4.4 and A.8.5.4."""
+    if making.converted or not derived.get("ConversionType"):
+        derived.ConversionType = "WSD"
+    derived.SecondaryCaptureDeviceManufacturer = MANUFACTURER
+    derived.SecondaryCaptureDeviceManufacturerModelName = MODEL_NAME
+    derived.SecondaryCaptureDeviceSoftwareVersions = __version__
+    derived.BurnedInAnnotation = making.source.get("BurnedInAnnotation") or "YES"
+    if making.pixels.number_of_frames > 1 and not derived.get("FrameIncrementPointer"):
+        derived.FrameTime = making.source.get("FrameTime") or "1000"
+        derived.FrameIncrementPointer = tag_for_keyword("FrameTime")
+    if making.pixels.format.samples == 1:
+        derived.PresentationLUTShape = "IDENTITY"
+        derived.RescaleSlope = making.source.get("RescaleSlope") or "1"
+        derived.RescaleIntercept = making.source.get("RescaleIntercept") or "0"
+        derived.RescaleType = making.source.get("RescaleType") or "US"
+
+
+def laterality(derived: Dataset, making: Making) -> None:
+    """Series Laterality is type 2C: empty where nothing else says which side (PS3.3 C.7.3.1)."""
+    said = ("Laterality", "BodyPartExamined", "ImageLaterality", "AnatomicRegionSequence")
+    if making.sop_class.kind not in ("ENHANCED", "OCT") and not any(keyword in derived for keyword in said):
+        derived.Laterality = None
+
+
+def date_and_time(moment: datetime) -> tuple[str, str]:
+    """As DA and TM values (PS3.5 section 6.2)."""
+    return moment.strftime("%Y%m%d"), moment.strftime("%H%M%S.%f")

@@ -1,0 +1,166 @@
+"""Modality values to the enhancer's [0, 1], and its change back to modality values: decide, apply, undo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Unit = NDArray[np.float32]
+Values = NDArray[np.floating[Any]]
+Mask = NDArray[np.bool_]
+Method = Literal["range", "window", "percentile"]
+
+SAMPLE_VALUES = 4_000_000  # at most about so many go into the percentiles
+N4_SHRINK = 4
+N4_BOUND = 4.0  # a bias field beyond this factor is not believed
+
+
+@dataclass(frozen=True)
+class IntensityMap:
+    """The line that takes `lo` to 0 and `hi` to 1, or the other way round."""
+
+    lo: float
+    """Modality value that becomes 0 (1 if inverted)."""
+    hi: float
+    """Modality value that becomes 1 (0 if inverted)."""
+    inverted: bool
+    """MONOCHROME1: the enhancer must see bright where the reader does."""
+    method: Method
+    """How lo and hi were found, which is not what was asked where there was no window."""
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.lo) and np.isfinite(self.hi) and self.lo < self.hi):
+            raise ValueError("lo must be finite and below hi")
+
+
+def fit_intensity(
+    sample: Sequence[Values],
+    method: Method,
+    *,
+    paddings: Sequence[Mask | None] = (),
+    window: tuple[float, float] | None = None,
+    legal_range: tuple[float, float] | None = None,
+    percentiles: tuple[float, float] = (0.5, 99.5),
+    inverted: bool = False,
+) -> IntensityMap:
+    """Decide, once per series, which modality values become 0 and 1.
+
+    Args:
+        sample: modality values, each (H, W, C); only "percentile" looks at them, "window" where there is none.
+        method: "range": all legal values; "window": the window; "percentile": of the sample's values.
+        paddings: per frame of the sample a bool (H, W), True for padding, or None; empty: no padding anywhere.
+        window: (lo, hi) in modality units.
+        legal_range: lowest and highest modality value that can be stored.
+        percentiles: lower and upper, 0..100.
+        inverted: True for MONOCHROME1.
+
+    Raises:
+        ValueError: "range" without a legal range.
+    """
+    if method == "window" and window is not None and window[0] < window[1]:
+        return IntensityMap(float(window[0]), float(window[1]), inverted, "window")
+    if method == "range":
+        if legal_range is None:
+            raise ValueError("method range needs the legal range")
+        return IntensityMap(float(legal_range[0]), float(legal_range[1]), inverted, "range")
+    values = _pool(sample, paddings)
+    if values.size:
+        lo, hi = (float(v) for v in np.percentile(values, percentiles))
+        if lo >= hi:  # nearly constant: take what little spread there is
+            lo, hi = float(values.min()), float(values.max())
+        if lo < hi:
+            return IntensityMap(lo, hi, inverted, "percentile")
+    if legal_range is not None:
+        return IntensityMap(float(legal_range[0]), float(legal_range[1]), inverted, "range")
+    lo = float(values[0]) if values.size else 0.0
+    return IntensityMap(lo, lo + 1, inverted, "percentile")
+
+
+def to_unit(modality: Values, line: IntensityMap) -> Unit:
+    """Modality values (any shape) -> float32 in [0, 1]; what lies outside lo..hi is clipped, non-finite values are 0."""
+    unit = (modality.astype(np.float64) - line.lo) / (line.hi - line.lo)
+    unit = np.clip(np.nan_to_num(unit, nan=0.0, posinf=1.0, neginf=0.0), 0, 1)
+    return (1 - unit if line.inverted else unit).astype(np.float32)
+
+
+def delta_to_modality(before: Unit, after: Unit, line: IntensityMap, modality: Values) -> NDArray[np.float64]:
+    """The enhancer's change as a difference in modality units, to be added to the source's own values.
+
+    Args:
+        before: unit values that the enhancer was given.
+        after: unit values that it gave back, same shape.
+        line: the map that made `before`.
+        modality: the source's modality values, same shape.
+
+    Returns:
+        float64 of that shape; exactly 0 where after == before, and where the source lies outside lo..hi, since the
+        enhancer never saw what is there.
+    """
+    change = (after.astype(np.float64) - before) * (line.hi - line.lo)
+    change = np.where((modality >= line.lo) & (modality <= line.hi), change, 0.0)
+    return np.negative(change, out=change) if line.inverted else change
+
+
+def bias_field_n4(unit: Unit, mask: Mask | None = None) -> Unit:
+    """Slow shading of a magnetic resonance frame (Tustison et al., N4ITK, IEEE TMI 2010), by SimpleITK.
+
+    The frame divided by it is flat. It is estimated from a frame shrunk by 4, on one thread, so that it repeats.
+
+    Args:
+        unit: float32 (H, W) in [0, 1].
+        mask: bool (H, W); pixels that count. Those near black never do.
+
+    Returns:
+        float32 (H, W) in [1/4, 4], of geometric mean 1 where it counts; ones where there is too little to see.
+    """
+    import SimpleITK
+
+    shrink = max(1, min(N4_SHRINK, min(unit.shape) // 32))
+    foreground = unit > 0.5 * float(unit.mean()) * 0.5
+    foreground &= unit > 0.01
+    if mask is not None:
+        foreground &= mask
+    small_mask = np.ascontiguousarray(foreground[::shrink, ::shrink])
+    if small_mask.sum() < 256:
+        return np.ones_like(unit)
+    image = SimpleITK.GetImageFromArray(np.maximum(unit, np.float32(1e-3)))
+    small = SimpleITK.GetImageFromArray(np.maximum(_block_means(unit, shrink), np.float32(1e-3)))
+    small.SetSpacing((float(shrink), float(shrink)))
+    small.SetOrigin(((shrink - 1) / 2, (shrink - 1) / 2))
+    small_mask = small_mask[: small.GetHeight(), : small.GetWidth()]
+    region = SimpleITK.GetImageFromArray(small_mask.astype(np.uint8))
+    region.CopyInformation(small)
+    corrector = SimpleITK.N4BiasFieldCorrectionImageFilter()
+    corrector.SetNumberOfThreads(1)
+    corrector.SetMaximumNumberOfIterations([30, 20, 10])
+    try:
+        corrector.Execute(small, region)
+        log_field = SimpleITK.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image))
+    except RuntimeError:  # ITK finds no histogram or lattice for this frame
+        return np.ones_like(unit)
+    log_field -= log_field[foreground].mean()
+    bound = np.log(N4_BOUND)
+    field: Unit = np.exp(np.clip(log_field, -bound, bound)).astype(np.float32)
+    return field if np.isfinite(field).all() else np.ones_like(unit)
+
+
+def _block_means(unit: Unit, factor: int) -> Unit:
+    height, width = (size // factor * factor for size in unit.shape)
+    blocks = unit[:height, :width].reshape(height // factor, factor, width // factor, factor)
+    means: Unit = blocks.mean((1, 3), dtype=np.float32)
+    return means
+
+
+def _pool(sample: Sequence[Values], paddings: Sequence[Mask | None]) -> Values:
+    """The finite values of the sample outside padding, thinned evenly."""
+    step = max(1, sum(frame.size for frame in sample) // SAMPLE_VALUES)
+    pooled = []
+    for n, frame in enumerate(sample):
+        padding = paddings[n] if n < len(paddings) else None
+        values = frame.ravel() if padding is None else frame[~padding].ravel()
+        pooled.append(values[np.isfinite(values)][::step])
+    return np.concatenate(pooled) if pooled else np.empty(0)

@@ -1,0 +1,30 @@
+"""Shared by all tests: where data lies, and that a misspelt DICOM keyword is an error."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pydicom.config
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _misspelt_keywords_raise(monkeypatch):
+    monkeypatch.setattr(pydicom.config, "INVALID_KEYWORD_BEHAVIOR", "RAISE")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real pictures and DICOM files, outside the project."""
+    folder = Path(os.environ.get("MEDENHANCE_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no MEDENHANCE_DATA and no ../shared/data")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    return ROOT / "sample_data"

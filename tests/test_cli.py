@@ -1,0 +1,131 @@
+"""The command line in a process of its own: help, exit codes, streams, silence on the network."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+from typer.testing import CliRunner
+
+from medenhance_dicom import __version__, report
+from medenhance_dicom.cli import app
+
+SCHEMA = json.loads((Path(report.__file__).parent / "schemas/run_report.schema.json").read_text())
+NO_SOCKETS = """
+import socket, sys
+def refuse(*a, **k):
+    raise SystemExit("a socket was opened")
+socket.socket.connect = refuse
+socket.socket.connect_ex = refuse
+socket.getaddrinfo = refuse
+socket.create_connection = refuse
+from medenhance_dicom.cli import main
+main()
+"""
+
+
+def run(*arguments, code=None):
+    done = subprocess.run(
+        [sys.executable, "-c", NO_SOCKETS, *map(str, arguments)], capture_output=True, text=True, timeout=110
+    )
+    assert "Traceback" not in done.stderr
+    if code is not None:
+        assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def test_help_imports_neither_torch_nor_pydicom():
+    script = (
+        "import sys\nfrom medenhance_dicom.cli import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'pydicom', 'numpy', 'scipy', 'openvino', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "enhance" in done.stdout
+
+
+def test_lists_import_no_torch():
+    for words in (["recipes", "list"], ["models", "list", "--json"]):
+        script = (
+            "import sys\nfrom medenhance_dicom.cli import app\n"
+            f"try:\n    app({words!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_version_and_usage():
+    runner = CliRunner()
+    assert runner.invoke(app, ["--version"]).stdout.strip() == f"medenhance-dicom {__version__}"
+    assert runner.invoke(app, ["enhance"]).exit_code == 2
+    assert runner.invoke(app, ["enhance", ".", "--gate", "open"]).exit_code == 2
+
+
+def test_a_real_run_opens_no_socket_and_prints_only_json_on_stdout(samples, tmp_path):
+    done = run("enhance", samples / "study" / "op-fundus.dcm", "-o", tmp_path, "--json", code=0)
+    value = json.loads(done.stdout)
+    jsonschema.validate(value, SCHEMA)
+    assert value["outcomes"][0]["result"] in ("enhanced", "warned")
+    assert value["outcomes"][0]["weights"] == "stillgan-fundus-1"
+    assert value == json.loads((tmp_path / "run_report.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("broken", 6), ("study/ct", 3), ("broken/not-dicom.dcm", 6), ("nothing-there", 6), ("README.md", 6)],
+)
+def test_bad_input_has_its_exit_code(samples, tmp_path, name, code):
+    done = run("enhance", samples / name, "-o", tmp_path, code=code)
+    assert "Phantom" not in done.stdout + done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_exit_7(samples, tmp_path):
+    (tmp_path / "file").write_text("")
+    run("enhance", samples / "study" / "us-abdomen.dcm", "-o", tmp_path / "file", code=7)
+
+
+def test_missing_weights_are_exit_8(samples, tmp_path):
+    run("enhance", samples / "study" / "op-fundus.dcm", "-o", tmp_path, "--weights", "none-such", code=8)
+
+
+def test_an_unknown_recipe_is_exit_2(samples, tmp_path):
+    run("enhance", samples / "study", "-o", tmp_path, "--recipe", "none-such", code=2)
+
+
+def test_inspect_tells_without_writing(samples, tmp_path):
+    done = run("inspect", samples / "study", "--json", code=0)
+    by_source = {Path(s["source"]).name: s for s in json.loads(done.stdout)["series"]}
+    assert by_source["op-fundus.dcm"]["recipe"] == "op-fundus-stillgan"
+    assert by_source["slice1"]["reason"].startswith("CT_OFF_BY_DEFAULT")
+    done = run("enhance", samples / "study", "-o", tmp_path / "out", "--dry-run", "--json", code=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_and_recipes_verify():
+    run("models", "verify", "--json", code=0)
+    run("recipes", "verify", "--json", code=0)
+    assert "stillgan-cornea-1" in run("models", "list", code=0).stdout
+
+
+def test_train_runs_from_the_command_line(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    (tmp_path / "p").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(60, 130, (128, 128), dtype=np.uint8)).save(tmp_path / "p/0.png")
+    (tmp_path / "r.toml").write_text(
+        'name = "r"\nsummary = "s"\n[data]\nchannels = 1\nsize = 128\nlow = [{ folder = "p" }]\n'
+        'high = [{ folder = "p" }]\ndegradation = "cornea"\nvalidation_high = [{ folder = "p" }]\n'
+        "[network]\nwidth = 2\n[schedule]\nsteps = 0\nconstant = 0\nwarm_up = 9\n"
+    )
+    done = run(
+        "train", tmp_path / "r.toml", "--data", tmp_path, "--run", tmp_path / "run", "--device", "cpu",
+        "--set", "schedule.warm_up=2", "--json", code=0,
+    )  # fmt: skip
+    assert Path(json.loads(done.stdout)["weights"]).is_file()

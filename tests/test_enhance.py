@@ -1,0 +1,152 @@
+"""The whole flow on the sample data: what comes out, twice, killed, and beside broken files."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from pydicom import dcmread
+
+from medenhance_dicom.enhance import Enhancement, Settings, plan, verify_files
+
+NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
+DCIODVFY = Path(sys.executable).parent / "dciodvfy"
+DCMJ2PNM = Path("/usr/bin/dcmj2pnm")
+
+
+def enhance(paths, output, **options):
+    settings = Settings(output=output, device="cpu", **options)
+    return list(Enhancement(settings, now=NOON).outcomes([Path(p) for p in paths]))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    samples = Path(__file__).resolve().parent.parent / "sample_data"
+    output = tmp_path_factory.mktemp("run")
+    return samples, output, enhance([samples / "study"], output, preview=True)
+
+
+def test_every_sample_is_enhanced_but_ct(run):
+    _, _, outcomes = run
+    results = {Path(o.source).name: o for o in outcomes}
+    assert {n for n, o in results.items() if o.result in ("enhanced", "warned")} == {
+        "op-fundus.dcm", "op-cornea.dcm", "es-colon.dcm", "cr-chest.dcm", "us-abdomen.dcm"
+    }  # fmt: skip
+    assert all(results[n].result == "skipped" and results[n].reason.startswith("CT_OFF") for n in ("slice1", "slice2"))
+    assert results["op-cornea.dcm"].weights == "stillgan-cornea-1"
+    assert all(o.lassim is not None for o in outcomes if o.derived)
+
+
+def test_derived_objects_are_sound_and_readable_by_others(run):
+    samples, output, outcomes = run
+    assert [r["problems"] for r in verify_files(output, samples)] == [[]] * 5
+    for o in outcomes:
+        if not o.derived:
+            continue
+        source, derived = dcmread(o.source), dcmread(o.derived)
+        assert (derived.Rows, derived.Columns) == (source.Rows, source.Columns)
+        assert derived.StudyInstanceUID == source.StudyInstanceUID
+        assert derived.SeriesInstanceUID != source.SeriesInstanceUID
+        assert derived.PatientName == source.PatientName
+        assert not np.array_equal(derived.pixel_array, source.pixel_array)
+        assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(o.derived)).size >= derived.Rows * derived.Columns
+        assert Path(o.derived).with_suffix(".png").is_file()
+
+
+def _errors(path):
+    done = subprocess.run([DCIODVFY, "-new", str(path)], capture_output=True, text=True)
+    return {line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")}
+
+
+@pytest.mark.skipif(not DCIODVFY.is_file(), reason="no dciodvfy")
+def test_dciodvfy_finds_no_error_that_the_source_does_not_have(run):
+    for o in run[2]:
+        if o.derived:
+            assert _errors(o.derived) <= _errors(o.source), o.source
+
+
+@pytest.mark.skipif(not DCMJ2PNM.is_file(), reason="no DCMTK")
+def test_dcmtk_renders_what_we_write(run, tmp_path):
+    for o in run[2]:
+        if o.derived:
+            done = subprocess.run([DCMJ2PNM, o.derived, str(tmp_path / "x.pnm")], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+
+
+def test_burned_in_text_is_left_alone(run):
+    for o in run[2]:
+        name = Path(o.source).name
+        if name == "us-abdomen.dcm":
+            before, after = (dcmread(p).pixel_array for p in (o.source, o.derived))
+            assert np.array_equal(before[:18, :150], after[:18, :150])
+            assert np.array_equal(before[60:280, 368:376], after[60:280, 368:376])
+        if name == "es-colon.dcm":
+            before, after = (dcmread(p).pixel_array for p in (o.source, o.derived))
+            assert np.array_equal(before[:, :12, :50], after[:, :12, :50])
+
+
+def test_running_twice_changes_nothing(run, tmp_path):
+    samples = run[0]
+    first = enhance([samples / "study"], tmp_path)
+    state = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*.dcm")}
+    second = enhance([samples / "study"], tmp_path)
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in tmp_path.rglob("*.dcm")} == state
+    assert [o.derived_sop_instance_uid for o in first] == [o.derived_sop_instance_uid for o in second]
+    assert [o.derived_sop_instance_uid for o in first] == [o.derived_sop_instance_uid for o in run[2]]
+
+
+def test_the_identity_recipe_gives_back_the_stored_pixels(samples, tmp_path):
+    outcomes = enhance([samples / "study"], tmp_path, recipe="identity", allow=frozenset({"CT"}))
+    assert [o.result for o in outcomes] == ["enhanced"] * 7
+    for o in outcomes:
+        source, derived = dcmread(o.source), dcmread(o.derived)
+        assert np.array_equal(source.pixel_array, derived.pixel_array), o.source
+        assert o.lassim == pytest.approx(1)
+        assert o.verdict["max_change"] == 0
+
+
+def test_one_bad_file_never_stops_the_others(samples, tmp_path):
+    shutil.copytree(samples / "broken", tmp_path / "in")
+    shutil.copy(samples / "study" / "us-abdomen.dcm", tmp_path / "in" / "good")
+    outcomes = enhance([tmp_path / "in"], tmp_path / "out")
+    results = {Path(o.source).name: o.result for o in outcomes}
+    assert results.pop("good") == "enhanced"
+    assert set(results.values()) <= {"failed", "skipped"}
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.name.startswith(".")]
+
+
+def test_a_zip_is_read_and_its_members_named(samples, tmp_path):
+    archive = shutil.make_archive(str(tmp_path / "study"), "zip", samples / "study")
+    series = list(plan([Path(archive)], Settings()))
+    assert sorted(s["source"].split("!")[-1] for s in series if s["result"] == "enhanced") == [
+        "cr-chest.dcm", "es-colon.dcm", "op-cornea.dcm", "op-fundus.dcm", "us-abdomen.dcm"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_no_half_file(samples, tmp_path):
+    command = [sys.executable, "-m", "medenhance_dicom", "enhance", str(samples / "study"), "--recipe", "identity"]
+    started = time.monotonic()
+    subprocess.run([*command, "-o", str(tmp_path / "whole")], check=True, capture_output=True)
+    whole = time.monotonic() - started
+    for i in range(12):
+        output = tmp_path / f"{i}"
+        child = subprocess.Popen([*command, "-o", str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(whole * (0.45 + 0.05 * i))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        for path in output.rglob("*.dcm"):
+            if not path.name.startswith("."):
+                twin = tmp_path / "whole" / path.relative_to(output)
+                assert dcmread(path).PixelData == dcmread(twin).PixelData
+    subprocess.run([*command, "-o", str(output)], check=True, capture_output=True)
+    names = sorted(p.name for p in (tmp_path / "whole").rglob("*.dcm"))
+    assert sorted(p.name for p in output.rglob("*.dcm") if not p.name.startswith(".")) == names
