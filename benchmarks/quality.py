@@ -101,7 +101,9 @@ def cornea(prepared: PreparedRecipe, root: Path, sheet: list[np.ndarray]) -> dic
 
 
 def blocks(x: np.ndarray) -> float:
-    means = x[: x.shape[0] // 48 * 48, : x.shape[1] // 48 * 48, 0].reshape(x.shape[0] // 48, 48, -1, 48).mean(axis=(1, 3))
+    means = (
+        x[: x.shape[0] // 48 * 48, : x.shape[1] // 48 * 48, 0].reshape(x.shape[0] // 48, 48, -1, 48).mean(axis=(1, 3))
+    )
     return float(means.std() / means.mean())
 
 
@@ -125,7 +127,9 @@ def fundus(prepared: PreparedRecipe, root: Path, sheet: list[np.ndarray]) -> dic
         y = enhance(prepared, x)
         inside = field_of_view(x, "ellipse")
         before, where = vessels(x, inside)
-        veiled.append((unevenness(x, inside), unevenness(y, inside), before, vessels(y, inside, where)[0], lassim(x, y)))
+        veiled.append(
+            (unevenness(x, inside), unevenness(y, inside), before, vessels(y, inside, where)[0], lassim(x, y))
+        )
         if i % 4 == 0:
             sheet.append(np.hstack([side(x), side(y), side(y)]))
     good = [picture(p, "RGB") for p in list_pictures(root, Pictures(**scored, at_most=2.0))]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -43,8 +43,13 @@ models_app = typer.Typer(no_args_is_help=True, help="Trained weights: list, show
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(models_app, name="models")
 
+Engine = Literal["auto", "torch", "openvino"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Gate = Literal["withhold", "warn", "off"]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Paths = Annotated[list[Path], typer.Argument(help="DICOM files, folders, zip archives or a DICOMDIR.", metavar="PATH...")]
+Paths = Annotated[
+    list[Path], typer.Argument(help="DICOM files, folders, zip archives or a DICOMDIR.", metavar="PATH...")
+]
 Allow = Annotated[
     list[str], typer.Option("--allow", help="Opt in to what is off by default: CT, MG.", metavar="MODALITY")
 ]
@@ -120,12 +125,12 @@ def enhance(
     weights: Annotated[str | None, typer.Option(help="Weights that replace the recipe's.", metavar="KEY")] = None,
     guide: Annotated[str, typer.Option(help="Stored guide, for networks that are led by one.", metavar="KEY")] = "auto",
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, torch or openvino.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    gate: Annotated[str, typer.Option(help="What a failed structure check does: withhold, warn or off.")] = "withhold",
+    engine: Annotated[Engine, typer.Option(help="What runs the network.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="What the network computes in.")] = "auto",
+    gate: Annotated[Gate, typer.Option(help="What a failed structure check does.")] = "withhold",
     allow: Allow = [],  # noqa: B006 - typer copies it
     preview: Annotated[bool, typer.Option(help="Write a PNG pair, before and after, beside each instance.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Report file [default: OUTPUT/run_report.json].")] = None,
+    report: Annotated[Path | None, typer.Option(help="Report file, by default OUTPUT/run_report.json.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Write derived objects again that are there already.")] = False,
     fail_fast: Annotated[bool, typer.Option(help="Stop at the first failed instance.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Only tell what would be done.")] = False,
@@ -139,13 +144,6 @@ def enhance(
         engine=engine, precision=precision, gate=gate, allow=frozenset(a.upper() for a in allow), preview=preview,
         overwrite=overwrite,
     )  # fmt: skip
-    for name, value, choices in (
-        ("engine", engine, ("auto", "torch", "openvino")),
-        ("precision", precision, ("auto", "fp32", "bf16", "fp16")),
-        ("gate", gate, ("withhold", "warn", "off")),
-    ):
-        if value not in choices:
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}", param_hint=f"--{name}")
     if dry_run:
         _inspect(paths, settings, json=json)
     try:
@@ -160,9 +158,7 @@ def _enhance(paths: list[Path], settings: Settings, report_path: Path, *, fail_f
     from medenhance_dicom.report import RunReport
 
     run = Enhancement(settings, now=_now())
-    report = RunReport(
-        report_path, started=_now(), device=run.device, engine=run.engine, precision=run.precision
-    )
+    report = RunReport(report_path, started=_now(), device=run.device, engine=run.engine, precision=run.precision)
     lines: list[Outcome] = []
     with _progress("enhancing", quiet=json) as advance:
         try:
@@ -363,14 +359,16 @@ def models_verify(json: Json = False) -> None:
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A training recipe: a TOML file, or the name of a shipped one.")],
-    data: Annotated[Path | None, typer.Option(help="Root of the data [default: $MEDENHANCE_DATA].")] = None,
-    run: Annotated[Path | None, typer.Option(help="Folder of checkpoints and log [default: runs/RECIPE].")] = None,
+    data: Annotated[Path | None, typer.Option(help="Root of the data, by default $MEDENHANCE_DATA.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of checkpoints and log, by default runs/RECIPE.")] = None,
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda or mps.")] = "auto",
     devices: Annotated[int, typer.Option(help="Devices per node.")] = 1,
     nodes: Annotated[int, typer.Option(help="Nodes.")] = 1,
     precision: Annotated[str, typer.Option(help="32-true, bf16-mixed or 16-mixed.")] = "bf16-mixed",
     resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
-    set_: Annotated[list[str], typer.Option("--set", help="Override, as schedule.steps=100.", metavar="KEY=VALUE")] = [],  # noqa: B006
+    set_: Annotated[
+        list[str], typer.Option("--set", help="Override, as schedule.steps=100.", metavar="KEY=VALUE")
+    ] = [],  # noqa: B006
     json: Json = False,
 ) -> None:
     """Train a network; resumable to the step."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,7 +159,9 @@ def build_conventional(method: str, parameters: Mapping[str, object]) -> Enhance
     known = {f.name for f in fields(methods[method]) if f.init}
     if unknown := sorted(set(parameters) - known):
         raise RecipeError(f"enhancer.parameters.{unknown[0]}: {method} has no such parameter")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()}
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()
+    }
     try:
         return methods[method](**values)
     except (TypeError, ValueError) as error:
@@ -172,7 +176,7 @@ def luminance(frame: Unit) -> Unit:
 def equalize_tiles(light: Unit, here: Mask, how: Clahe) -> Unit:
     """CLAHE of one plane (H, W) in [0, 1]: a curve per tile, and between tile centres the bilinear mean of four."""
     rows, columns = (_tile_edges(size, how.tiles) for size in light.shape)
-    tiles = [(slice(a, b), slice(c, d)) for a, b in zip(rows, rows[1:]) for c, d in zip(columns, columns[1:])]
+    tiles = [(slice(a, b), slice(c, d)) for a, b in pairwise(rows) for c, d in pairwise(columns)]
     curves = np.array([_tile_curve(light[tile][here[tile]], light[tile].size, how.clip_limit) for tile in tiles])
     curves = curves.reshape(len(rows) - 1, len(columns) - 1, BINS)
     levels = np.linspace(0, 1, BINS)
@@ -193,12 +197,12 @@ def _tile_edges(size: int, tiles: int) -> list[int]:
     return [round(i * size / count) for i in range(count + 1)]
 
 
-def _cells(edges: list[int]) -> list[tuple[slice, int, int, NDArray[np.float64]]]:
+def _cells(edges: list[int]) -> list[tuple[slice, int, int, NDArray[np.floating[Any]]]]:
     """Stretches between neighbouring tile centres: (pixels, tile before, tile after, weight of the latter)."""
-    centres = [(a + b) / 2 - 0.5 for a, b in zip(edges, edges[1:])]
+    centres = [(a + b) / 2 - 0.5 for a, b in pairwise(edges)]
     cells = []
     stops = [0, *(int(np.ceil(c)) for c in centres), edges[-1]]
-    for k, (start, stop) in enumerate(zip(stops, stops[1:])):
+    for k, (start, stop) in enumerate(pairwise(stops)):
         if start == stop:
             continue
         before, after = max(k - 1, 0), min(k, len(centres) - 1)
@@ -225,28 +229,31 @@ def _tile_curve(values: Unit, area: int, clip_limit: float) -> NDArray[np.float6
 
 
 def blur_within(values: Unit, here: Mask, sigma: float) -> Unit:
-    """Gaussian mean of (H, W) over the pixels of `here` only; large sigmas on a reduced grid, which costs < 1 % in error.
+    """Gaussian mean of (H, W) over the pixels of `here` only; where none is near, the value itself.
 
-    Where no pixel of `here` is near, the value itself.
+    Large sigmas work on a reduced grid.
     """
     factor = max(1, int(sigma / 4))
     weight = here.astype(np.float32)
-    total = _reduce(values * weight, factor)
+    total = _reduce(values * weight, factor)  # pixels beyond the frame count no more than those outside the field
     count = _reduce(weight, factor)
-    total, count = (gaussian_filter(x, sigma / factor, mode="nearest", truncate=3) for x in (total, count))
+    total, count = (gaussian_filter(x, sigma / factor, mode="constant", truncate=3) for x in (total, count))
     mean = np.divide(total, count, out=np.zeros_like(total), where=count > 1e-4)
     known = count > 1e-4
     if factor > 1:
-        mean, known = _enlarge(mean, values.shape, factor), _enlarge(known.astype(np.float32), values.shape, factor) > 0.99
+        mean, known = (
+            _enlarge(mean, values.shape, factor),
+            _enlarge(known.astype(np.float32), values.shape, factor) > 0.99,
+        )
     return np.where(known, mean, values).astype(np.float32)
 
 
 def _reduce(plane: Unit, factor: int) -> Unit:
-    """Block means; the last blocks are filled by repeating the edge."""
+    """Block means; the last blocks are filled with zeros."""
     if factor == 1:
         return plane
     pad = [(0, -size % factor) for size in plane.shape]
-    padded = np.pad(plane, pad, mode="edge")
+    padded = np.pad(plane, pad)
     height, width = padded.shape
     return padded.reshape(height // factor, factor, width // factor, factor).mean((1, 3))
 

@@ -1,7 +1,7 @@
 """The whole flow: DICOM in, derived DICOM out. Read `enhance_series` top to bottom for one instance's way.
 
-Memory is flat in the number of instances and frames: headers are read when their turn comes, frames are decoded, enhanced
-and written to a scratch file in batches.
+Memory is flat in the number of instances and frames: headers are read when their turn comes, frames are decoded,
+enhanced and written to a scratch file in batches.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from medenhance_dicom.errors import (
     UnreadableInstanceError,
     UnsupportedInstanceError,
 )
-from medenhance_dicom.gate import score_frames, verdict_of
+from medenhance_dicom.gate import Mode, score_frames, verdict_of
 from medenhance_dicom.part10 import Limits, find_instances, looks_like_dicom, read_instance, write_instance
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe, runtime
 from medenhance_dicom.recipe import Recipe, load_recipes, match_recipe
@@ -60,7 +60,7 @@ class Settings:
     device: str = "auto"
     engine: str = "auto"
     precision: str = "auto"
-    gate: str = "withhold"
+    gate: Mode = "withhold"
     allow: frozenset[str] = frozenset()
     """Modalities that are off by default and opted in: CT, MG."""
     preview: bool = False
@@ -235,7 +235,7 @@ class Enhancement:
     def _prepare(self, recipe: Recipe) -> PreparedRecipe:
         if recipe.name not in self._prepared:
             self._prepared[recipe.name] = prepare_recipe(
-                recipe, device=self.device, engine=self.engine, precision=self.precision
+                recipe, device=self.device, engine=self.engine, precision=self.settings.precision
             )
         return self._prepared[recipe.name]
 
@@ -263,7 +263,7 @@ class Enhancement:
         """Judge, derive, check and write one instance whose frames are all there."""
         member, source, prepared, settings = result.member, result.instance, result.prepared, self.settings
         started = time.monotonic()
-        names = {"recipe": prepared.recipe.name, "weights": prepared.weights_key, "guide": None}
+        names: dict[str, Any] = {"recipe": prepared.recipe.name, "weights": prepared.weights_key, "guide": None}
         verdict = verdict_of(result.scores, prepared.thresholds, settings.gate, level=prepared.recipe.gate.level)
         names |= {"lassim": verdict.lassim, "verdict": verdict.details | {"passed": verdict.passed} | result.change()}
         try:

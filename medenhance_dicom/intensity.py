@@ -81,7 +81,7 @@ def fit_intensity(
 
 
 def to_unit(modality: Values, line: IntensityMap) -> Unit:
-    """Modality values (any shape) -> float32 in [0, 1]; what lies outside lo..hi is clipped, non-finite values are 0."""
+    """Modality values (any shape) -> float32 in [0, 1]; outside lo..hi it is clipped, and NaN is 0."""
     unit = (modality.astype(np.float64) - line.lo) / (line.hi - line.lo)
     unit = np.clip(np.nan_to_num(unit, nan=0.0, posinf=1.0, neginf=0.0), 0, 1)
     return (1 - unit if line.inverted else unit).astype(np.float32)
@@ -120,8 +120,7 @@ def bias_field_n4(unit: Unit, mask: Mask | None = None) -> Unit:
     import SimpleITK
 
     shrink = max(1, min(N4_SHRINK, min(unit.shape) // 32))
-    foreground = unit > 0.5 * float(unit.mean()) * 0.5
-    foreground &= unit > 0.01
+    foreground = unit > max(0.25 * float(unit.mean()), 0.01)
     if mask is not None:
         foreground &= mask
     small_mask = np.ascontiguousarray(foreground[::shrink, ::shrink])

@@ -79,9 +79,9 @@ class WeightsEntry(_Entry):
 
 
 class Manifest(_Entry):
-    """The manifest and the folder it describes."""
+    """The manifest and the folder it lies in."""
 
-    folder: Path
+    root: Path
     weights: dict[str, WeightsEntry] = {}
 
     def entry(self, key: str) -> WeightsEntry:
@@ -123,7 +123,7 @@ def load_manifest(folder: Path | None = None) -> Manifest:
     path = folder / FILE_NAME
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Manifest(folder=folder, **content)
+        return Manifest(root=folder, **content)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
@@ -201,8 +201,8 @@ def verify_all(manifest: Manifest | None = None) -> dict[str, str | None]:
 def _verified_bytes(key: str, manifest: Manifest) -> bytes:
     """The file's bytes, read once: what was hashed is what gets loaded."""
     entry = manifest.entry(key)
-    path = (manifest.folder / entry.file).resolve()
-    if not path.is_relative_to(manifest.folder.resolve()):
+    path = (manifest.root / entry.file).resolve()
+    if not path.is_relative_to(manifest.root.resolve()):
         raise ModelError(f"{key}: {entry.file} lies outside the models folder")
     try:
         content = path.read_bytes()

@@ -52,18 +52,20 @@ def field_of_view(frame: Unit, kind: Kind) -> Mask:
         if ellipse is not None and _overlap(_draw_ellipse(ellipse, field, field.shape, 1), field) > 0.8:
             return _draw_ellipse(ellipse, field, (height, width), factor)
     field = ndimage.binary_erosion(field, EVERYWHERE, border_value=1)
-    rows, columns = (np.minimum(np.arange(n) // factor, m - 1) for n, m in zip((height, width), field.shape))
+    rows, columns = (
+        np.minimum(np.arange(n) // factor, m - 1) for n, m in zip((height, width), field.shape, strict=True)
+    )
     full: Mask = field[rows[:, None], columns[None, :]]
     return full
 
 
 def burned_in_text(frame: Unit) -> Mask:
-    """Pixels of burned-in text, calipers, scales and traces in ultrasound and endoscopy, with a margin of a pixel or two.
+    """Pixels of burned-in text, calipers, scales and traces in ultrasound and endoscopy, with a small margin.
 
     Four rules, each of which adds to the mask: rows of at least three glyphs (thin, much brighter than beside them, of
-    equal height and brightness, on a line); what is bright and lies in the dark surround; and, in pictures that are grey
-    but for their overlays, everything coloured and everything thin and nearly white. A highlight that is taken for text
-    stays as it is, which costs little.
+    equal height and brightness, on a line), and what continues them; what is bright and lies in the dark surround; and,
+    in pictures that are grey but for their overlays, everything coloured and everything thin and nearly white. A
+    highlight that is taken for text stays as it is, which costs little. Faint writing may be missed.
 
     Args:
         frame: float32 (H, W, C) in [0, 1].
@@ -79,7 +81,9 @@ def burned_in_text(frame: Unit) -> Mask:
     size = 2 * max(3, round(min(height, width) / 64)) + 1
     relief = brightest - ndimage.grey_opening(brightest, (size, size))
     is_grey = float((chroma[brightest > 0.15] > 0.1).mean()) < 0.2 if (brightest > 0.15).any() else True
-    rows, tall, level = _glyph_rows((relief > 0.2) & (brightest > 0.4) & (chroma < 0.25), brightest)
+    rows, tall, level = _glyph_rows(
+        (relief > 0.2) & (brightest > 0.4) & (chroma < 0.25), brightest, longest=2.5 if is_grey else 14
+    )
     fainter = (relief > 0.12) & (chroma < 0.3) & (brightest > 0.8 * level)
     for _ in range(2):  # the rest of the line, and the next lines
         rows |= fainter & ndimage.maximum_filter(rows, (3 * tall, 7 * tall))
@@ -92,19 +96,22 @@ def burned_in_text(frame: Unit) -> Mask:
     return grown
 
 
-def _glyph_rows(strokes: Mask, brightest: Plane) -> tuple[Mask, int, float]:
-    """Strokes in rows of at least three: neighbours of like height and brightness, on one line; height and brightness."""
+def _glyph_rows(strokes: Mask, brightest: Plane, longest: float) -> tuple[Mask, int, float]:
+    """Strokes in rows of at least three: neighbours of like height and brightness, on one line; height and brightness.
+
+    Glyphs that run together count as several, up to `longest` times as wide as tall.
+    """
     labels, _ = ndimage.label(strokes, EVERYWHERE)
     boxes = ndimage.find_objects(labels)
     kept, facts = [], []
     least, most = max(3, 0.008 * strokes.shape[0]), 0.07 * strokes.shape[0]
     for label, box in enumerate(boxes, start=1):
         top, bottom, left, right = box[0].start, box[0].stop, box[1].start, box[1].stop
-        if least <= bottom - top <= most and right - left <= 2.5 * (bottom - top):
+        if least <= bottom - top <= most and right - left <= longest * (bottom - top):
             kept.append(label)
             level = float(np.percentile(brightest[box][labels[box] == label], 90))
             facts.append((top, bottom, left, right, level))
-    if len(kept) < GLYPHS or len(kept) > MOST_STROKES:
+    if len(kept) < 2 or len(kept) > MOST_STROKES:
         return np.zeros_like(strokes), 1, 1.0
     top, bottom, left, right, level = np.array(facts).T
     tall = bottom - top
@@ -114,7 +121,10 @@ def _glyph_rows(strokes: Mask, brightest: Plane) -> tuple[Mask, int, float]:
     linked = (shared >= 0.7 * smaller) & (larger <= 1.5 * smaller) & (gap >= -1) & (gap <= 1.5 * larger)
     linked &= np.abs(level[:, None] - level) <= 0.12
     _, group = connected_components(csr_array(linked), directed=False)
-    written = np.bincount(group)[group] >= GLYPHS
+    glyphs = np.maximum(1, np.round((right - left) / (0.8 * tall)))
+    written = (np.bincount(group, glyphs)[group] >= GLYPHS) & (
+        np.bincount(group)[group] >= (2 if longest > 3 else GLYPHS)
+    )
     if not written.any():
         return np.zeros_like(strokes), 1, 1.0
     return np.isin(labels, np.array(kept)[written]), int(np.median(tall[written])), float(np.median(level[written]))
@@ -138,7 +148,9 @@ def _beside_the_field(brightest: Plane, rows: Mask) -> Mask:
     if not large.any():
         return nothing
     near = ndimage.binary_dilation(large[labels], EVERYWHERE, iterations=10)
-    rows_of, columns_of = (np.minimum(np.arange(n) // factor, m - 1) for n, m in zip(brightest.shape, near.shape))
+    rows_of, columns_of = (
+        np.minimum(np.arange(n) // factor, m - 1) for n, m in zip(brightest.shape, near.shape, strict=True)
+    )
     beside: Mask = bright & ~near[rows_of[:, None], columns_of[None, :]]
     return beside
 
@@ -190,11 +202,11 @@ def _fit_ellipse(field: Mask) -> NDArray[np.float64] | None:
     keep = np.ones(len(y), bool)
     result = None
     for _ in range(8):
-        system = np.stack([x**2 + y**2, y**2, x, y, np.ones_like(x)], axis=1)[keep]
-        # A circle that may be squeezed a little: (x^2 + y^2) + k y^2 + ...; the ridge holds k near 0.
-        ridge = np.array([[0, 0.05 * np.sqrt(keep.sum()) * 0.1, 0, 0, 0]])
-        target = np.concatenate([-system[:, 0], [0.0]])
-        k, cx, cy, c0 = np.linalg.lstsq(np.concatenate([system[:, 1:], ridge[:, 1:]]), target, rcond=None)[0]
+        # A circle that may be squeezed a little, x^2 + y^2 + k y^2 + cx x + cy y + c0 = 0; the ridge holds k near 0.
+        terms = np.stack([y**2, x, y, np.ones_like(x)], axis=1)[keep]
+        ridge = np.array([[0.005 * np.sqrt(keep.sum()), 0, 0, 0]])
+        target = np.append(-(x**2 + y**2)[keep], 0.0)
+        k, cx, cy, c0 = np.linalg.lstsq(np.concatenate([terms, ridge]), target, rcond=None)[0]
         if k <= -0.5 or k > 1:
             return None
         centre_x, centre_y = -cx / 2, -cy / (2 * (1 + k))
@@ -208,7 +220,7 @@ def _fit_ellipse(field: Mask) -> NDArray[np.float64] | None:
         if tight.sum() < 40 or (tight == keep).all():
             break
         keep = tight
-    return None if result is None else (result + [0.5, 0.5, 0, 0]) * scale
+    return None if result is None else (result + np.array([0.5, 0.5, 0, 0])) * scale
 
 
 def _draw_ellipse(ellipse: NDArray[np.float64], field: Mask, shape: tuple[int, ...], factor: int) -> Mask:

@@ -115,7 +115,7 @@ class PreparedRecipe:
 
     def _at_resolution(self, units: Unit, regions: Mask) -> Unit:
         resolution = self.recipe.resolution
-        if resolution.way == "pyramid":
+        if resolution.way == "pyramid" and resolution.working_size is not None:
             return pyramid.enhance_pyramid(
                 units, self.enhancer, resolution.working_size, gain_bound=resolution.gain_bound, inside=regions
             )

@@ -1,8 +1,8 @@
 """Two honest resolutions: the whole frame at its own size, or the enhancer's size with the source's own fine levels.
 
 Our networks normalise over the frame, so naive tiles would give wrong pictures. `enhance_pyramid` lets the enhancer see
-the picture at its working size and carries up what it changed there; everything finer is the source's own detail, scaled
-by a bounded local gain. So no fine structure can come from anywhere but the source.
+the picture at its working size and carries up what it changed there; everything finer is the source's own detail,
+scaled by a bounded local gain. So no fine structure can come from anywhere but the source.
 """
 
 from __future__ import annotations
@@ -94,9 +94,9 @@ def enhance_pyramid(
     result = np.empty_like(frames)
     for n, frame in enumerate(frames):
         here = np.ones(small_size, bool) if masks is None else masks[n]
-        gain = _contrast_gain(luminance(small[n]), luminance(enhanced[n]), here, gain_bound)
-        change = _fill_outside(enhanced[n] - small[n], here)
-        _carry_up(frame, small[n], change, gain, up, result[n])
+        before, after = _fill_outside(small[n], here), _fill_outside(enhanced[n], here)
+        gain = _contrast_gain(luminance(before), luminance(after), here, gain_bound)
+        _carry_up(frame, before, after - before, gain, up, result[n])
         if inside is not None:
             result[n] = np.where(inside[n][..., None], result[n], frame)
     return result
@@ -132,12 +132,13 @@ def _contrast_gain(before: Unit, after: Unit, here: Mask, bound: float) -> Unit:
     return np.where(count > 0.05, gain, np.float32(1)).astype(np.float32)
 
 
-def _fill_outside(change: Unit, here: Mask) -> Unit:
-    """The change (h, w, C) with every pixel outside replaced by the nearest inside, so that no rim darkens the edge."""
+def _fill_outside(small: Unit, here: Mask) -> Unit:
+    """(h, w, C) with every pixel outside replaced by the nearest inside, so that the field's edge is no contrast."""
     if here.all() or not here.any():
-        return change
+        return small
     nearest = distance_transform_edt(~here, return_distances=False, return_indices=True)
-    return change[tuple(nearest)]
+    filled: Unit = small[tuple(nearest)]
+    return filled
 
 
 def _with_channels(frames: Unit, enhancer: Enhancer) -> Unit:

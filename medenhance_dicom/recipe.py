@@ -107,8 +107,8 @@ class DerivedRecipe(_Part):
 
     series_description: Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")] = "enhanced"
     """Suffix to the source's Series Description (LO, 64 characters in all)."""
-    series_number_offset: Annotated[int, Field(ge=0, le=1_000_000)] = 9000
-    """Added to the source's Series Number."""
+    series_number_offset: Annotated[int, Field(ge=0, le=99)] = 1
+    """The derived Series Number is 100 times the source's plus this; tells recipes apart."""
     steps: tuple[Literal["contrast", "denoise", "sharpen", "normalise", "ai"], ...] = ("contrast",)
     """Derivation codes, in the order of the steps."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -100,7 +99,7 @@ class RunReport:
         self._write("\n], " + json.dumps(tail)[1:] + "\n")
         try:
             self._file.close()
-            os.replace(self._part, self.path)
+            self._part.replace(self.path)
         except OSError as error:
             raise OutputError(f"{self.path}: {error.strerror}") from error
 

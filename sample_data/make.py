@@ -181,7 +181,9 @@ def endoscopy() -> Dataset:
         folds = 0.5 + 0.5 * np.sin(9 * r ** (0.6) + 0.8 * np.sin(3 * np.arctan2(v, u)) + 0.25 * k)
         light = np.clip(1.1 - np.exp(-3 * r**2) * 1.3, 0.03, 1) * np.clip(1.15 - 0.55 * (u + 0.8), 0.15, 1)
         base = light * (0.45 + 0.25 * folds + 0.3 * texture)
-        x = base[..., None] * np.array([0.85, 0.46, 0.38]) + gaussian_filter(rng.normal(0, 0.02, (h, w, 3)), (0.6, 0.6, 0))
+        x = base[..., None] * np.array([0.85, 0.46, 0.38]) + gaussian_filter(
+            rng.normal(0, 0.02, (h, w, 3)), (0.6, 0.6, 0)
+        )
         field = (np.abs(u) < 1.05) & (np.abs(v) < 0.95) & (np.abs(u) + np.abs(v) < 1.65)
         x = np.round(np.clip(x, 0, 1) * 255).astype(np.uint8) * field[..., None]
         frames.append(text(x, {(2, 2): "02.01.25", (2, 186): "10:15"}, (230, 230, 230)))
@@ -249,10 +251,20 @@ def tomogram(number: int) -> Dataset:
     hounsfield[((u - 0.3) / 0.2) ** 2 + (v / 0.25) ** 2 < 1] = 90
     hounsfield[(u / 0.12) ** 2 + ((v - 0.42) / 0.1) ** 2 < 1] = 700
     ds = instance("tomogram", COMPUTED_TOMOGRAPHY, "CT", number)
-    set_pixels(ds, np.round(hounsfield + 1024 + rng.normal(0, 15, (n, n))).clip(0, 4095).astype(np.int16), "MONOCHROME2", 16)
-    ds.ImageType, ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = ["ORIGINAL", "PRIMARY", "AXIAL"], "1", "-1024", "HU"
+    set_pixels(
+        ds, np.round(hounsfield + 1024 + rng.normal(0, 15, (n, n))).clip(0, 4095).astype(np.int16), "MONOCHROME2", 16
+    )
+    ds.ImageType, ds.RescaleSlope, ds.RescaleIntercept, ds.RescaleType = (
+        ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "1",
+        "-1024",
+        "HU",
+    )
     ds.WindowCenter, ds.WindowWidth = "40", "400"
-    ds.ImagePositionPatient, ds.ImageOrientationPatient = ["-160", "-160", str(5 * number)], ["1", "0", "0", "0", "1", "0"]
+    ds.ImagePositionPatient, ds.ImageOrientationPatient = (
+        ["-160", "-160", str(5 * number)],
+        ["1", "0", "0", "0", "1", "0"],
+    )
     ds.PixelSpacing, ds.SliceThickness, ds.FrameOfReferenceUID = ["2.5", "2.5"], "5", uid("tomogram", "frame")
     ds.PositionReferenceIndicator, ds.KVP, ds.AcquisitionNumber, ds.PatientPosition = "", "120", 1, "HFS"
     ds.BodyPartExamined = "ABDOMEN"

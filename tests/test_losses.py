@@ -65,7 +65,7 @@ def test_a_block_size_that_does_not_fit_is_an_error():
     ],
 )
 def test_structure_loss_has_the_published_values(other, quiet, noisy):
-    noise = torch.from_numpy(np.random.RandomState(0).normal(0, 0.01, (1, 1, 384, 384))).float()  # noqa: NPY002
+    noise = torch.from_numpy(np.random.RandomState(0).normal(0, 0.01, (1, 1, 384, 384))).float()
     assert float(structure_loss(GRATING, other, noise=0.0)) == pytest.approx(quiet, abs=1e-4)
     assert float(structure_loss(GRATING, other, noise=noise)) == pytest.approx(noisy, abs=1e-4)
 
@@ -78,9 +78,7 @@ def test_structure_loss_of_a_flat_picture_has_finite_gradients():
 
 def test_structure_noise_follows_its_generator():
     a, b = GRATING[..., :64, :64], 0.5 * GRATING[..., :64, :64]
-    first, again, other = (
-        structure_loss(a, b, generator=torch.Generator().manual_seed(s)).item() for s in (1, 1, 2)
-    )
+    first, again, other = (structure_loss(a, b, generator=torch.Generator().manual_seed(s)).item() for s in (1, 1, 2))
     assert first == again != other
 
 

@@ -68,7 +68,7 @@ def test_half_precision_weights_come_back_as_float32_in_eval_mode(tmp_path):
 
 def test_the_folder_can_be_named_by_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDENHANCE_MODELS", str(write_models(tmp_path)))
-    assert load_manifest().folder == tmp_path
+    assert load_manifest().root == tmp_path
     assert load_network("tiny").channels == 1
     monkeypatch.setenv("MEDENHANCE_MODELS", str(tmp_path / "elsewhere"))
     with pytest.raises(ModelError, match=r"no manifest\.toml"):

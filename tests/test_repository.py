@@ -93,4 +93,6 @@ def test_importing_the_package_is_light():
 
 def test_nothing_unpickles():
     for path in (ROOT / "medenhance_dicom").rglob("*.py"):
-        assert not re.search(r"\b(import pickle|from pickle|torch\.load|torch\.save|allow_pickle=True)", path.read_text()), path
+        assert not re.search(
+            r"\b(import pickle|from pickle|torch\.load|torch\.save|allow_pickle=True)", path.read_text()
+        ), path

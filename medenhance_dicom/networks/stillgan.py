@@ -1,5 +1,6 @@
-"""StillGAN's generator, a residual U-Net (Ma et al., "Structure and Illumination Constrained GAN for Medical Image
-Enhancement", IEEE TMI 40(12), 2021, Fig. 3).
+"""StillGAN's generator, a residual U-Net.
+
+Ma et al., "Structure and Illumination Constrained GAN for Medical Image Enhancement", IEEE TMI 40(12), 2021, Fig. 3.
 
 Eight encoder blocks with seven 2x2 max-poolings between them, seven decoder blocks with as many skips, 1x1 convolution
 and Tanh. Instance normalisation without affine parameters and without running statistics, LeakyReLU(0.2).
@@ -81,9 +82,7 @@ class StillGANGenerator(nn.Module):
         released = layout == "released"
         self.multiple = 2 ** (LEVELS if released else LEVELS - 1)
         c = [width * min(2**k, 8) for k in range(LEVELS)]  # 64 128 256 512 512 512 512 512
-        self.encoder = nn.ModuleList(
-            ResidualBlock(i, o) for i, o in zip([channels, *c[:-1]], c, strict=True)
-        )
+        self.encoder = nn.ModuleList(ResidualBlock(i, o) for i, o in zip([channels, *c[:-1]], c, strict=True))
         below = [*c[1:], c[-1]] if released else c[1:]  # channels that reach each decoder from below
         self.decoder = nn.ModuleList(
             ResidualBlock((s if released else b) + s, s) for b, s in zip(below, c, strict=False)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -43,7 +42,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     save_file(tensors, part, metadata={"state": json.dumps(skeleton)})
-    os.replace(part, path)
+    part.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -56,6 +55,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as handle:
             skeleton = json.loads(handle.metadata()["state"])
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: not a checkpoint ({type(error).__name__})") from error
     return _restore(skeleton, tensors)

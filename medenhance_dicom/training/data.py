@@ -1,4 +1,4 @@
-"""Pictures for training: held in memory, drawn by (seed, step), so that a resumed run draws what it would have drawn."""
+"""Pictures for training: held in memory, drawn by (seed, step), so a resumed run draws what it would have drawn."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from medenhance_dicom.errors import RecipeError
-from medenhance_dicom.training.degradation import DEGRADATIONS
+from medenhance_dicom.training.degradation import DEGRADATIONS, Picture
 from medenhance_dicom.training.recipe import Data, Pictures
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+FULL = np.float32(255)
 FUNDUS_FLOOR = 12  # grey level below which a fundus photograph's surround lies
 
 
@@ -73,7 +74,7 @@ def _load_all(root: Path, choices: Sequence[Pictures], data: Data) -> list[NDArr
     return loaded
 
 
-def to_batch(pictures: Sequence[NDArray[np.floating]]) -> Tensor:
+def to_batch(pictures: Sequence[Picture]) -> Tensor:
     """Pictures (H, W, C) in [0, 1] -> float32 (B, C, H, W) in [-1, 1]."""
     return torch.from_numpy(np.stack(pictures).astype(np.float32)).permute(0, 3, 1, 2).mul(2).sub(1).contiguous()
 
@@ -94,8 +95,8 @@ class TrainingPictures:
 
     def unpaired(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
         """A batch of low-quality and one of high-quality pictures, each (B, C, H, W) in [-1, 1]."""
-        low = [_turn(self.low[i] / np.float32(255), rng) for i in rng.integers(0, len(self.low), batch)]
-        high = [_turn(self.high[i] / np.float32(255), rng) for i in rng.integers(0, len(self.high), batch)]
+        low = [_turn(self.low[i] / FULL, rng) for i in rng.integers(0, len(self.low), batch)]
+        high = [_turn(self.high[i] / FULL, rng) for i in rng.integers(0, len(self.high), batch)]
         return to_batch(low), to_batch(high)
 
     def pairs(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
@@ -103,20 +104,20 @@ class TrainingPictures:
         halves = [self._pair(rng) for _ in range(batch)]
         return to_batch([low for low, _ in halves]), to_batch([high for _, high in halves])
 
-    def _pair(self, rng: np.random.Generator) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    def _pair(self, rng: np.random.Generator) -> tuple[Picture, Picture]:
         data = self.data
         targets = self.pairs_high or self.high
         i = int(rng.integers(0, len(targets)))
-        high = targets[i] / np.float32(255)
+        low = high = (targets[i] / FULL).astype(np.float32)
         if rng.random() < data.unchanged_fraction:
-            low = high
+            pass
         elif self.degrade and (not self.pairs_low or rng.random() < data.degraded_fraction):
             if data.channels == 3:
                 # Cameras differ in colour: a small change of both halves alike.
-                high = np.clip(high * rng.uniform(0.85, 1.15, 3).astype(np.float32), 0, 1)
+                high = np.clip(high * rng.uniform(0.85, 1.15, 3).astype(np.float32), 0, 1).astype(np.float32)
             low = self.degrade(high, rng)
         else:
-            low = self.pairs_low[i] / np.float32(255)
+            low = (self.pairs_low[i] / FULL).astype(np.float32)
         seed = rng.integers(0, 2**32)
         return _turn(low, np.random.default_rng(seed)), _turn(high, np.random.default_rng(seed))
 
@@ -124,18 +125,16 @@ class TrainingPictures:
         """Fixed (low, high) pairs, each (1, C, H, W) in [-1, 1]."""
         pairs = []
         for i, target in enumerate(self.validation_high):
-            high = target / np.float32(255)
+            low = high = (target / FULL).astype(np.float32)
             if self.validation_low:
-                low = self.validation_low[i] / np.float32(255)
+                low = (self.validation_low[i] / FULL).astype(np.float32)
             elif self.degrade and i % 6:
                 low = self.degrade(high, np.random.default_rng((7, i)))
-            else:
-                low = high
             pairs.append((to_batch([low]), to_batch([high])))
         return pairs
 
 
-def _turn(picture: NDArray[np.floating], rng: np.random.Generator) -> NDArray[np.floating]:
+def _turn(picture: Picture, rng: np.random.Generator) -> Picture:
     """Random flips and transposition: the eight symmetries of the square."""
     if rng.random() < 0.5:
         picture = picture[::-1]

@@ -5,11 +5,13 @@ Pictures are float32 (H, W, C) in [0, 1]; all randomness comes from the generato
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-Picture = NDArray[np.float32]
+Picture = NDArray[np.floating[Any]]
 
 
 def smooth_field(rng: np.random.Generator, height: int, width: int) -> Picture:
@@ -33,7 +35,7 @@ def degrade_fundus(picture: Picture, rng: np.random.Generator) -> Picture:
     """
     H, W, _ = picture.shape
     inside = (gaussian_filter(picture.max(axis=2), 1) > 0.06).astype(np.float32)[..., None]
-    out = picture
+    out: Picture = picture
     if rng.random() < 0.5:
         out = gaussian_filter(out, (s := rng.uniform(0.3, 1.3), s, 0))
     if rng.random() < 0.35:

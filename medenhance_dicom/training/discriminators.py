@@ -24,7 +24,8 @@ class PatchDiscriminator(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> (B, 1, about H/8 - 2, about W/8 - 2) logits."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from medenhance_dicom.lassim import lassim
 from medenhance_dicom.training.checkpoint import load_checkpoint, save_checkpoint
 from medenhance_dicom.training.data import TrainingPictures
 from medenhance_dicom.training.recipe import TrainingRecipe
@@ -56,7 +56,7 @@ def fit(
         RecipeError: The data is not there.
         ModelError: The checkpoint does not load.
     """
-    fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, precision=precision)  # type: ignore[arg-type]
+    fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, precision=precision)
     fabric.launch()
     torch.set_flush_denormal(True)
     schedule, warm_up = recipe.schedule, recipe.schedule.warm_up
@@ -98,8 +98,9 @@ def fit(
             report(step, total, terms)
         if step % schedule.validate_every == 0 or step == total:
             scores = validate(average, validation, fabric)
-            if scores["psnr"] > best:
-                best = scores["psnr"]
+            score = scores["psnr"] - 1000 * max(0.0, schedule.minimum_lassim - scores["lassim_to_input"])
+            if score > best:
+                best = score
                 if fabric.is_global_zero:
                     export(average, run / "best.safetensors")
             if fabric.is_global_zero:
@@ -112,19 +113,24 @@ def fit(
 
 
 def validate(network: nn.Module, pairs: list[tuple[Tensor, Tensor]], fabric: Fabric) -> dict[str, float]:
-    """Mean PSNR in dB to the truth over fixed pairs: of the input, of the output, and of good pictures to themselves."""
+    """Over fixed pairs, the mean PSNR in dB to the truth and the mean LaSSIM to the input.
+
+    `psnr` is of all outputs, `psnr_input` of the degraded inputs, `psnr_unchanged` of good pictures to themselves.
+    """
     network.eval()
-    before, after, unchanged = [], [], []
+    before, after, unchanged, structure = [], [], [], []
     with torch.inference_mode(), fabric.autocast():
-        for low, high in pairs:
-            low, high = fabric.to_device(low), fabric.to_device(high)
+        for pair in pairs:
+            low, high = (fabric.to_device(half) for half in pair)
             out = network(low).float()
             after.append(_psnr(out, high))
+            structure.append(float(lassim((low + 1) / 2, (out + 1) / 2)))
             if torch.equal(low, high):
                 unchanged.append(after[-1])
             else:
                 before.append(_psnr(low, high))
     scores = {"psnr": float(np.mean(after)), "psnr_input": float(np.mean(before)) if before else float("nan")}
+    scores["lassim_to_input"] = float(np.mean(structure))
     return scores | ({"psnr_unchanged": float(np.mean(unchanged))} if unchanged else {})
 
 
@@ -132,7 +138,7 @@ def export(network: nn.Module, path: Path) -> None:
     """Write a network's weights in half precision, whole or not at all."""
     part = path.with_name(f".{path.name}.part")
     save_file({k: v.detach().half().cpu().contiguous() for k, v in network.state_dict().items()}, part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _psnr(x: Tensor, y: Tensor) -> float:

@@ -85,6 +85,8 @@ class Weights(_Table):
     """beta."""
     paired: float = 0.0
     """Mean |G_A(x) - y| on pairs during the unpaired stage; 0 in the paper."""
+    lassim: float = 0.0
+    """1 - LaSSIM(x, G_A(x)), in both stages; 0 in the paper."""
     gan_mode: Literal["lsgan", "bce"] = "lsgan"
     patches: tuple[int, ...] = (48, 96)
     """Block sizes of the illumination loss."""
@@ -110,6 +112,8 @@ class Schedule(_Table):
     """Generated pictures kept for the discriminators, per direction."""
     ema: float = 0.999
     """Decay of the weights' moving average, which is what is validated and kept."""
+    minimum_lassim: float = -1.0
+    """An average whose mean LaSSIM to its inputs is below this loses 1000 dB per unit in the choice of the best."""
     validate_every: int = 200
     checkpoint_seconds: float = 180.0
     seed: int = 1337

@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from medenhance_dicom.lassim import lassim
 from medenhance_dicom.networks.stillgan import StillGANGenerator
 from medenhance_dicom.training.discriminators import PatchDiscriminator
 from medenhance_dicom.training.losses import (
@@ -58,9 +59,7 @@ class StillGAN:
         network, schedule, channels = recipe.network, recipe.schedule, recipe.data.channels
 
         def generator() -> StillGANGenerator:
-            return StillGANGenerator(
-                channels=channels, width=network.width, layout=network.layout, head=network.head
-            )
+            return StillGANGenerator(channels=channels, width=network.width, layout=network.layout, head=network.head)
 
         def discriminator() -> PatchDiscriminator:
             return PatchDiscriminator(channels=channels, width=network.discriminator_width)
@@ -69,7 +68,7 @@ class StillGAN:
             "G_A": generator(), "G_B": generator(), "D_A": discriminator(), "D_B": discriminator()
         }  # fmt: skip
         for name, module in self.modules.items():
-            module.to(memory_format=torch.channels_last)
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.modules[name] = fabric.setup_module(module)
         G = [*self.modules["G_A"].parameters(), *self.modules["G_B"].parameters()]
         D = [*self.modules["D_A"].parameters(), *self.modules["D_B"].parameters()]
@@ -91,14 +90,18 @@ class StillGAN:
         optimizer = self.optimizers["warm_up"]
         progress = step / max(schedule.warm_up, 1)
         _set_rate(optimizer, schedule.warm_up_rate * (0.5 * (1 + np.cos(np.pi * progress)) * 0.98 + 0.02))
-        loss = (self.modules["G_A"](low) - high).abs().mean()
-        total = loss
+        better = self.modules["G_A"](low)
+        terms = {"paired": (better - high).abs().mean()}
+        total = terms["paired"]
+        if self.recipe.weights.lassim:
+            terms["lassim"] = _lassim_loss(low, better)
+            total = total + self.recipe.weights.lassim * terms["lassim"]
         if step % 4 == 0:
             total = total + (self.modules["G_B"](high) - low).abs().mean()
         optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(total)
         optimizer.step()
-        return {"paired": float(loss.detach())}
+        return {name: float(term.detach()) for name, term in terms.items()}
 
     def unpaired_step(
         self, step: int, a: Tensor, b: Tensor, pair: tuple[Tensor, Tensor] | None, rng: np.random.Generator
@@ -123,10 +126,11 @@ class StillGAN:
             "structure": structure_loss(a, fake_b, crop=weights.crop, generator=noise)
             + structure_loss(b, fake_a, crop=weights.crop, generator=noise),
         }
-        factors = {name: getattr(weights, name, 1.0) for name in terms}
+        if weights.lassim:
+            terms["lassim"] = _lassim_loss(a, fake_b)
         if pair is not None:
             terms["paired"] = (G_A(pair[0]) - pair[1]).abs().mean()
-            factors["paired"] = weights.paired
+        factors = {name: getattr(weights, name, 1.0) for name in terms}
         self.optimizers["G"].zero_grad(set_to_none=True)
         self.fabric.backward(sum(factors[name] * term for name, term in terms.items()))
         self.optimizers["G"].step()
@@ -156,6 +160,12 @@ class StillGAN:
             optimizer.load_state_dict(state["optimizers"][name])
         for name, pool in self.pools.items():
             pool.pictures = [picture.to(self.fabric.device) for picture in state["pools"][name]]
+
+
+def _lassim_loss(x: Tensor, y: Tensor) -> Tensor:
+    """1 - mean LaSSIM of (B, C, H, W) in [-1, 1], outside half precision."""
+    with torch.autocast(x.device.type, enabled=False):
+        return 1 - lassim((x.float() + 1) / 2, (y.float() + 1) / 2).mean()
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
