@@ -7,6 +7,7 @@ module under the standard's names. It has no Pixel Data; `part10.write_instance`
 from __future__ import annotations
 
 import re
+import warnings
 from datetime import timedelta, timezone
 
 from pydicom import Dataset
@@ -135,6 +136,12 @@ def derive_instance(source: Dataset, pixels: PixelSummary, provenance: Provenanc
         UnsupportedInstanceError: The policy refuses the source.
         DerivationError: The source lacks an attribute that is needed, or holds a name that cannot be carried.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's quote the values that they complain about
+        return _derived(source, pixels, provenance)
+
+
+def _derived(source: Dataset, pixels: PixelSummary, provenance: Provenance) -> Dataset:
     decision = policy(source, OPT_INS)
     if decision.action == "refuse":
         raise UnsupportedInstanceError(decision.reason, decision.note)
@@ -231,8 +238,8 @@ def _series_number(source: object, offset: int) -> int:
 def _series_description(source: Dataset, provenance: Provenance) -> str:
     """`<source, cut at 48> [suffix]`, at most 64 characters: the marking that every viewer shows."""
     disclaimer = ""
-    if provenance.not_quantitative:
-        disclaimer = ", not for HU measurement" if source.get("Modality") == "CT" else ", not for measurement"
+    if provenance.not_quantitative and source.get("Modality") == "CT":
+        disclaimer = ", not for HU measurement"
     suffix = f"[{provenance.series_description}{disclaimer}]"
     if len(suffix) > 64:
         raise DerivationError("the suffix of the Series Description is longer than 64 characters")

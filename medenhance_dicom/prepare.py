@@ -117,9 +117,14 @@ class PreparedRecipe:
         resolution = self.recipe.resolution
         if resolution.way == "pyramid" and resolution.working_size is not None:
             return pyramid.enhance_pyramid(
-                units, self.enhancer, resolution.working_size, gain_bound=resolution.gain_bound, inside=regions
+                units,
+                self.enhancer,
+                resolution.working_size,
+                gain_bound=resolution.gain_bound,
+                inside=regions,
+                padding=resolution.padding,
             )
-        return pyramid.enhance_whole(units, self.enhancer, inside=regions)
+        return pyramid.enhance_whole(units, self.enhancer, inside=regions, padding=resolution.padding)
 
     def provenance(self, verdict: Verdict, *, made: datetime) -> Provenance:
         """What an instance enhanced this way says about its making."""

@@ -7,6 +7,8 @@ scaled by a bounded local gain. So no fine structure can come from anywhere but 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
@@ -18,20 +20,29 @@ from medenhance_dicom.errors import RecipeError
 
 Unit = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Padding = Literal["reflect", "black"]
 
 BAND_ROWS = 256
 CONTRAST_SIGMA = 3.0  # pixels at working size over which local contrast is measured
 CONTRAST_FLOOR = 0.01  # contrast below this is noise, and gets a gain near 1
 
 
-def enhance_whole(frames: Unit, enhancer: Enhancer, multiple: int | None = None, *, inside: Mask | None = None) -> Unit:
-    """Enhance frames at their own size, padded by reflection to the enhancer's size multiple and cropped again.
+def enhance_whole(
+    frames: Unit,
+    enhancer: Enhancer,
+    multiple: int | None = None,
+    *,
+    inside: Mask | None = None,
+    padding: Padding = "reflect",
+) -> Unit:
+    """Enhance frames at their own size, padded on all sides to the enhancer's size multiple and cropped again.
 
     Args:
         frames: float32 (N, H, W, C), or one frame (H, W, C), in [0, 1].
         enhancer: what is done.
         multiple: rows and columns become a multiple of this; default: as `enhancer.spec` says.
         inside: bool (N, H, W) or (H, W); where False, the frames come back untouched.
+        padding: "reflect" the picture, or "black" for pictures with a black surround.
 
     Returns:
         The same shape, in [0, 1].
@@ -40,24 +51,33 @@ def enhance_whole(frames: Unit, enhancer: Enhancer, multiple: int | None = None,
         RecipeError: the enhancer does not take these channels.
     """
     if frames.ndim == 3:
-        return enhance_whole(frames[None], enhancer, multiple, inside=None if inside is None else inside[None])[0]
+        where = None if inside is None else inside[None]
+        return enhance_whole(frames[None], enhancer, multiple, inside=where, padding=padding)[0]
     height, width = frames.shape[1:3]
     multiple = multiple or enhancer.spec.multiple
-    pad = ((0, 0), (0, -height % multiple), (0, -width % multiple))
-    padded = np.pad(frames, (*pad, (0, 0)), mode="reflect") if any(map(any, pad)) else frames
+    top, left = (-height % multiple) // 2, (-width % multiple) // 2
+    pad = ((0, 0), (top, -height % multiple - top), (left, -width % multiple - left))
+    mode: Literal["reflect", "constant"] = "reflect" if padding == "reflect" else "constant"
+    padded = np.pad(frames, (*pad, (0, 0)), mode=mode) if any(map(any, pad)) else frames
     padded = np.ascontiguousarray(_with_channels(padded, enhancer), dtype=np.float32)
     if inside is not None and isinstance(enhancer, MaskedEnhancer):
-        enhanced = enhancer.enhance_within(padded, np.pad(inside, pad, mode="reflect"))
+        enhanced = enhancer.enhance_within(padded, np.pad(inside, pad, mode=mode))
     else:
         enhanced = enhancer(padded)
     if enhanced.shape[3] != frames.shape[3]:
         enhanced = enhanced.mean(3, keepdims=True)
-    enhanced = np.clip(enhanced[:, :height, :width], 0, 1).astype(np.float32, copy=False)
+    enhanced = np.clip(enhanced[:, top : top + height, left : left + width], 0, 1).astype(np.float32, copy=False)
     return enhanced if inside is None else np.where(inside[..., None], enhanced, frames)
 
 
 def enhance_pyramid(
-    frames: Unit, enhancer: Enhancer, working_size: int, *, gain_bound: float = 2.0, inside: Mask | None = None
+    frames: Unit,
+    enhancer: Enhancer,
+    working_size: int,
+    *,
+    gain_bound: float = 2.0,
+    inside: Mask | None = None,
+    padding: Padding = "reflect",
 ) -> Unit:
     """Enhance frames at `working_size` and carry the change up to their own size.
 
@@ -71,6 +91,7 @@ def enhance_pyramid(
         working_size: longest side that the enhancer sees.
         gain_bound: the gain of the fine levels stays within 1/gain_bound..gain_bound.
         inside: bool (N, H, W) or (H, W); where False, the frames come back untouched.
+        padding: as `enhance_whole`.
 
     Returns:
         The same shape, in [0, 1].
@@ -80,16 +101,19 @@ def enhance_pyramid(
     """
     if frames.ndim == 3:
         where = None if inside is None else inside[None]
-        return enhance_pyramid(frames[None], enhancer, working_size, gain_bound=gain_bound, inside=where)[0]
+        result: Unit = enhance_pyramid(
+            frames[None], enhancer, working_size, gain_bound=gain_bound, inside=where, padding=padding
+        )[0]
+        return result
     height, width = frames.shape[1:3]
     if max(height, width) <= working_size:
-        return enhance_whole(frames, enhancer, inside=inside)
+        return enhance_whole(frames, enhancer, inside=inside, padding=padding)
     scale = working_size / max(height, width)
     small_size = max(1, round(height * scale)), max(1, round(width * scale))
     down = _area_weights(height, small_size[0]), _area_weights(width, small_size[1])
     small = np.stack([_resample(frame, *down) for frame in frames])  # (N, h, w, C)
     masks = None if inside is None else np.stack([_resample(m[..., None], *down)[..., 0] > 0.99 for m in inside])
-    enhanced = enhance_whole(small, enhancer, inside=masks)
+    enhanced = enhance_whole(small, enhancer, inside=masks, padding=padding)
     up = _cubic_weights(small_size[0], height), _cubic_weights(small_size[1], width)
     result = np.empty_like(frames)
     for n, frame in enumerate(frames):

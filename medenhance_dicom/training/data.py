@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from medenhance_dicom.errors import RecipeError
-from medenhance_dicom.training.degradation import DEGRADATIONS, Picture
+from medenhance_dicom.training.degradation import DEGRADATIONS, Picture, flatten_light
 from medenhance_dicom.training.recipe import Data, Pictures
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
@@ -111,11 +111,15 @@ class TrainingPictures:
         low = high = (targets[i] / FULL).astype(np.float32)
         if rng.random() < data.unchanged_fraction:
             pass
+        elif rng.random() < data.relit_fraction:
+            low = (self.low[int(rng.integers(0, len(self.low)))] / FULL).astype(np.float32)
+            high = flatten_light(low, 0.8, detail=1.25)
         elif self.degrade and (not self.pairs_low or rng.random() < data.degraded_fraction):
             if data.channels == 3:
                 # Cameras differ in colour: a small change of both halves alike.
                 high = np.clip(high * rng.uniform(0.85, 1.15, 3).astype(np.float32), 0, 1).astype(np.float32)
             low = self.degrade(high, rng)
+            high = flatten_light(high, data.flatten) if data.flatten else high
         else:
             low = (self.pairs_low[i] / FULL).astype(np.float32)
         seed = rng.integers(0, 2**32)

@@ -79,4 +79,30 @@ def degrade_cornea(picture: Picture, rng: np.random.Generator) -> Picture:
     return np.clip(out, 0, 1).astype(np.float32)
 
 
+def flatten_light(picture: Picture, exponent: float, *, detail: float = 1.0) -> Picture:
+    """Divide a picture with a black surround by its slow shading; no pair of good and bad light is needed for that.
+
+    Args:
+        picture: (H, W, C) in [0, 1].
+        exponent: 0 leaves the shading, 1 takes all of it.
+        detail: Factor on what is finer than width / 25.
+
+    Returns:
+        The same shape, in [0, 1]; the surround untouched, the mean inside kept.
+    """
+    width = picture.shape[1]
+    inside = picture.max(axis=2) > 0.06
+    weight = inside.astype(np.float32)
+
+    def blur(plane: Picture, sigma: float) -> Picture:
+        return gaussian_filter(plane * weight, sigma) / (gaussian_filter(weight, sigma) + 1e-3)
+
+    light = blur(picture.mean(axis=2), width / 9)
+    gain = (light[inside].mean() / np.maximum(light, 0.03)) ** exponent if inside.any() else np.ones_like(light)
+    flat = picture * gain[..., None]
+    if detail != 1:
+        flat = flat + (detail - 1) * np.stack([c - blur(c, width / 25) for c in np.moveaxis(flat, 2, 0)], axis=2)
+    return np.where(inside[..., None], flat, picture).clip(0, 1).astype(np.float32)
+
+
 DEGRADATIONS = {"fundus": degrade_fundus, "cornea": degrade_cornea}

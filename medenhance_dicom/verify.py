@@ -1,0 +1,257 @@
+"""Check derived objects of ours: validators pass a DERIVED image that says nothing of its making, so we look ourselves.
+
+Problems come back as sentences that name attributes and never quote values, which may be a patient's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pydicom import Dataset
+
+from medenhance_dicom.attributes import IDENTITY, LOSSY, attributes_of, forbidden_in
+from medenhance_dicom.derive import derived_instance_uid
+from medenhance_dicom.part10 import read_instance
+from medenhance_dicom.provenance import CODES, CODING_SCHEME, PROCESSING, SOURCE_PURPOSE, Step, is_own_equipment
+from medenhance_dicom.sop_classes import WRITABLE, image_type
+from medenhance_dicom.uids import INSTANCE_CREATOR_UID
+
+_CHUNK = 1 << 20
+_DIGEST = re.compile(r"\b(recipe|weights|guide|pixels) sha256:([0-9a-f]{64})(?![0-9a-f])")
+_KNOWN_CODES = {(step.value, step.scheme): step.meaning for steps in CODES.values() for step in steps}
+_SAME_AS_SOURCE = (
+    "FrameOfReferenceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "SliceThickness",
+    "PixelSpacing",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "Rows",
+    "Columns",
+    "Modality",
+)  # where the derived object has them
+
+
+def assert_derived(derived: Dataset, source: Dataset | None = None, *, pixel_digest: str | None = None) -> list[str]:
+    """What is wrong with a derived object's header.
+
+    Args:
+        derived: The object, with or without Pixel Data.
+        source: The object that it was made of, where at hand.
+        pixel_digest: Hex SHA-256 of the Pixel Data that go with it, to be compared with the one recorded.
+
+    Returns:
+        Problems; an empty list means good.
+    """
+    problems = [*_marking(derived), *_provenance(derived, pixel_digest), *_references(derived), *_contents(derived)]
+    return problems + (list(_against(derived, source)) if source is not None else [])
+
+
+def check_file(path: Path, sources: Mapping[str, Path] | None = None) -> list[str] | None:
+    """Check one file, its Pixel Data included. Memory does not grow with the pixels.
+
+    Args:
+        path: The file.
+        sources: SOP Instance UID -> file of the possible sources.
+
+    Returns:
+        Problems; None if the file is readable but no derived object of ours.
+
+    Raises:
+        InputError: The file, or its source, is no readable DICOM.
+    """
+    derived = read_instance(path)
+    if derived.get("InstanceCreatorUID") != INSTANCE_CREATOR_UID and not is_own_equipment(derived):
+        return None
+    source_path = (sources or {}).get(_source_uid(derived))
+    source = read_instance(source_path) if source_path is not None else None
+    digest = pixel_digest(path, derived)
+    problems = [] if digest else ["Pixel Data is not the last element, or not of the size that the header declares"]
+    if sources and source is None:
+        problems.append("its source is not among the files given")
+    return problems + assert_derived(derived, source, pixel_digest=digest)
+
+
+def pixel_digest(path: Path, derived: Dataset) -> str | None:
+    """Hex SHA-256 of a file's Pixel Data without the pad byte, read in pieces; None if it is not where we write it.
+
+    We write it uncompressed, Explicit VR Little Endian, and last, so its place follows from the size that the header says.
+    """
+    try:
+        frames = int(derived.get("NumberOfFrames") or 1)
+        length = derived.Rows * derived.Columns * derived.SamplesPerPixel * derived.BitsAllocated // 8 * frames
+        padded = length + length % 2
+        with path.open("rb") as file:
+            file.seek(-(padded + 12), 2)
+            group, element, vr, _, declared = struct.unpack("<HH2sHL", file.read(12))
+            if (group, element, declared) != (0x7FE0, 0x0010, padded) or vr not in (b"OB", b"OW"):
+                return None
+            sha, left = hashlib.sha256(), length
+            while left:
+                block = file.read(min(_CHUNK, left))
+                if not block:
+                    return None
+                sha.update(block)
+                left -= len(block)
+            return sha.hexdigest()
+    except (AttributeError, TypeError, ValueError, OSError, struct.error):
+        return None
+
+
+def recorded_digests(derived: Dataset) -> dict[str, str]:
+    """Name -> hex SHA-256, as our Contributing Equipment item records them; empty without such an item."""
+    item = _own_item(derived)
+    return dict(_DIGEST.findall(str(item.get("ContributionDescription") or ""))) if item is not None else {}
+
+
+def _own_item(derived: Dataset) -> Dataset | None:
+    ours = [item for item in derived.get("ContributingEquipmentSequence") or [] if is_own_equipment(item)]
+    return ours[-1] if ours else None
+
+
+def _marking(derived: Dataset) -> Iterator[str]:
+    """What makes it a derived object in the eyes of others."""
+    if image_type(derived)[:1] != ["DERIVED"]:
+        yield "ImageType: value 1 is not DERIVED"
+    if any(frame_type[:1] != ["DERIVED"] for frame_type in _frame_types(derived)):
+        yield "FrameType: value 1 is not DERIVED in every functional group"
+    if derived.get("SpecificCharacterSet") != "ISO_IR 192":
+        yield "SpecificCharacterSet: not ISO_IR 192"
+    if not is_own_equipment(derived):
+        yield "Manufacturer, ManufacturerModelName: not ours"
+    if derived.get("InstanceCreatorUID") != INSTANCE_CREATOR_UID:
+        yield "InstanceCreatorUID: not ours"
+    if derived.get("SyntheticData", "NO") not in ("YES", "NO"):
+        yield "SyntheticData: neither YES nor NO"
+    if not str(derived.get("SeriesDescription") or "").endswith("]"):
+        yield "SeriesDescription: carries no marking"
+    if derived.get("LossyImageCompression") == "01" and not derived.get("LossyImageCompressionMethod"):
+        yield "LossyImageCompressionMethod: missing"
+
+
+def _provenance(derived: Dataset, pixel_digest: str | None) -> Iterator[str]:
+    """Who made it with what, and whether UID and digests agree."""
+    item = _own_item(derived)
+    if item is None:
+        yield "ContributingEquipmentSequence: no item of ours"
+        return
+    if not _is_code(item.get("PurposeOfReferenceCodeSequence"), PROCESSING):
+        yield "ContributingEquipmentSequence: our item is not Processing Equipment"
+    if any(not other.get("Manufacturer") for other in derived.ContributingEquipmentSequence):
+        yield "ContributingEquipmentSequence: an item without Manufacturer"
+    digests = recorded_digests(derived)
+    if not {"recipe", "pixels"} <= digests.keys():
+        yield "ContributionDescription: digests are missing"
+        return
+    if pixel_digest is not None and digests["pixels"] != pixel_digest:
+        yield "PixelData: not the pixels whose digest was recorded"
+    if derived.get("SOPInstanceUID") != derived_instance_uid(_source_uid(derived), digests):
+        yield "SOPInstanceUID: does not follow from source, recipe, weights and pixels"
+
+
+def _references(derived: Dataset) -> Iterator[str]:
+    """Source image and derivation, once or in every frame."""
+    per_frame = "SourceImageEvidenceSequence" in derived
+    places = _derivations(derived) if per_frame else [derived]
+    if per_frame and len(places) != (derived.get("NumberOfFrames") or 1):
+        yield "DerivationImageSequence: not one for every frame"
+    found = {problem for place in places for problem in _one_reference(place, str(derived.get("SOPInstanceUID")))}
+    yield from sorted(found)
+    schemes = [item.get("CodingSchemeDesignator") for item in derived.get("CodingSchemeIdentificationSequence") or []]
+    if CODING_SCHEME not in schemes:
+        yield "CodingSchemeIdentificationSequence: our codes are not declared"
+
+
+def _one_reference(place: Dataset, own_uid: str) -> Iterator[str]:
+    references = place.get("SourceImageSequence") or []
+    if not references:
+        yield "SourceImageSequence: missing"
+    elif not _is_code(references[0].get("PurposeOfReferenceCodeSequence"), SOURCE_PURPOSE):
+        yield "SourceImageSequence: the purpose is not an image processing operation"
+    if any(item.get("ReferencedSOPInstanceUID") == own_uid for item in references):
+        yield "SourceImageSequence: refers to the object itself"
+    description = place.get("DerivationDescription")
+    if not isinstance(description, str) or not 0 < len(description) <= 1024:
+        yield "DerivationDescription: missing or longer than 1024 characters"
+    codes = place.get("DerivationCodeSequence") or []
+    if not codes:
+        yield "DerivationCodeSequence: missing"
+    known = [_KNOWN_CODES.get((code.get("CodeValue"), code.get("CodingSchemeDesignator"))) for code in codes]
+    if any(meaning is None or meaning != code.get("CodeMeaning") for meaning, code in zip(known, codes, strict=True)):
+        yield "DerivationCodeSequence: a code or meaning that is not in our table"
+
+
+def _contents(derived: Dataset) -> Iterator[str]:
+    """Nothing of the drop list, and nothing that the IOD does not have."""
+    for name in sorted(set(forbidden_in(derived))):
+        yield f"{name}: must not be in a derived object"
+    sop_class = WRITABLE.get(str(derived.get("SOPClassUID") or ""))
+    if sop_class is None:
+        yield "SOPClassUID: not a class that we write"
+        return
+    foreign = {element.keyword for element in derived if element.tag.group < 0x6000 and not element.tag.is_private}
+    for name in sorted(foreign - attributes_of(sop_class.iod)):
+        yield f"{name}: not an attribute of this IOD"
+
+
+def _against(derived: Dataset, source: Dataset) -> Iterator[str]:
+    """Another instance of another series, of the same patient and study, with the same geometry and history."""
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
+        if derived.get(keyword) == source.get(keyword):
+            yield f"{keyword}: the source's"
+    for keyword in IDENTITY:
+        if str(derived.get(keyword) or "") != str(source.get(keyword) or ""):
+            yield f"{keyword}: differs from the source"
+    for keyword in _SAME_AS_SOURCE:
+        if keyword in derived and keyword in source and derived[keyword].value != source[keyword].value:
+            yield f"{keyword}: differs from the source"
+    if (derived.get("NumberOfFrames") or 1) != (source.get("NumberOfFrames") or 1):
+        yield "NumberOfFrames: differs from the source"
+    if source.get("SyntheticData") == "YES" and derived.get("SyntheticData") != "YES":
+        yield "SyntheticData: YES of the source was lost"
+    if source.get("LossyImageCompression") == "01" and any(
+        derived.get(keyword) != source.get(keyword) for keyword in LOSSY
+    ):
+        yield "LossyImageCompression: the source's history was lost"
+    before = len(source.get("ContributingEquipmentSequence") or [])
+    if len(derived.get("ContributingEquipmentSequence") or []) != before + 2:
+        yield "ContributingEquipmentSequence: not the source's items, its equipment, and ours"
+    if _source_uid(derived) != source.get("SOPInstanceUID"):
+        yield "SourceImageSequence: refers to another instance"
+
+
+def _is_code(sequence: list[Dataset] | None, step: Step) -> bool:
+    item = sequence[0] if sequence else Dataset()
+    found = (item.get("CodeValue"), item.get("CodingSchemeDesignator"), item.get("CodeMeaning"))
+    return found == (step.value, step.scheme, step.meaning)
+
+
+def _derivations(derived: Dataset) -> list[Dataset]:
+    groups = derived.get("PerFrameFunctionalGroupsSequence") or []
+    return [item for group in groups for item in (group.get("DerivationImageSequence") or [])[:1]]
+
+
+def _source_uid(derived: Dataset) -> str:
+    """SOP Instance UID of the source that the object names first; empty if none."""
+    for place in [derived, *_derivations(derived)[:1]]:
+        for item in place.get("SourceImageSequence") or []:
+            return str(item.get("ReferencedSOPInstanceUID") or "")
+    return ""
+
+
+def _frame_types(derived: Dataset) -> Iterator[list[str]]:
+    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for group in derived.get(keyword) or []:
+            for element in group:
+                for item in element.value if element.VR == "SQ" else []:
+                    value = item.get("FrameType")
+                    if value is not None:
+                        yield [value] if isinstance(value, str) else list(value)
