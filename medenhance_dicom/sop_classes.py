@@ -94,6 +94,8 @@ def _writable() -> Iterator[SopClass]:
         yield SopClass(STORAGE + suffix, iod, kind, colour)
 
 
+_SINGLE_FRAME = ("CR", "DX", "CT", "MR", "VL")
+
 WRITABLE = {sop_class.uid: sop_class for sop_class in _writable()}
 
 _RENAMED = {STORAGE + "6": STORAGE + "6.1", STORAGE + "3": STORAGE + "3.1"}  # retired ultrasound classes
@@ -316,7 +318,10 @@ def _is_tiled(instance: Dataset) -> bool:
 def _target(instance: Dataset, uid: str) -> str:
     """The class to write. Pixels keep their format, so a class that cannot hold it is not a target."""
     colour = (instance.get("SamplesPerPixel") or 1) != 1 or instance.get("PhotometricInterpretation") == "PALETTE COLOR"
-    if uid != SINGLE_SC:
+    if uid == STORAGE + "6.1" and _has_frames(instance):
+        return STORAGE + "3.1"
+    misfit = _has_frames(instance) and WRITABLE[uid].kind in _SINGLE_FRAME
+    if uid != SINGLE_SC and not misfit:
         return COLOUR_SC if colour and not WRITABLE[uid].colour else uid
     bits = (instance.get("BitsAllocated"), instance.get("BitsStored"))
     if colour:
@@ -328,6 +333,12 @@ def _target(instance: Dataset, uid: str) -> str:
     if bits == (8, 8) and line == (1, 0):
         return BYTE_SC
     return WORD_SC if bits[0] == 16 and isinstance(bits[1], int) and 9 <= bits[1] <= 16 else uid
+
+
+def _has_frames(instance: Dataset) -> bool:
+    """Several frames, which the single-frame IODs have no attributes for although such objects exist."""
+    frames = instance.get("NumberOfFrames")
+    return isinstance(frames, int) and frames > 1
 
 
 def _warnings(instance: Dataset) -> Iterator[str]:
