@@ -63,8 +63,9 @@ def modules_of(iod: str) -> frozenset[str]:
 @functools.cache
 def attributes_of(iod: str) -> frozenset[str]:
     """Keywords of every top-level attribute the IOD's modules have (PS3.3 annexes A and C)."""
-    table = _tables()["modules"]
-    return frozenset(keyword for module in modules_of(iod) for keyword in table.get(module, "").split())
+    tables = _tables()
+    texts = [tables["modules"].get(module, "") for module in modules_of(iod)]
+    return frozenset(" ".join([*texts, tables["additions"].get(iod, "")]).split())
 
 
 def allowed(iod: str) -> frozenset[str]:

@@ -11,6 +11,7 @@ import warnings
 from datetime import timedelta, timezone
 
 from pydicom import Dataset
+from pydicom.datadict import dictionary_VM
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
@@ -25,7 +26,7 @@ from medenhance_dicom.attributes import (
     modules_of,
 )
 from medenhance_dicom.errors import DerivationError, UnsupportedInstanceError
-from medenhance_dicom.functional_groups import derive_groups
+from medenhance_dicom.functional_groups import derive_groups, evidence_item, referenced_series_item
 from medenhance_dicom.image_modules import (
     Making,
     PixelSummary,
@@ -77,7 +78,9 @@ _TYPE_2 = (
     "StudyID",
 )  # present in every composite object, if only empty (PS3.3 C.7.1.1, C.7.2.1)
 _MULTI_FRAME_SC = (BYTE_SC, WORD_SC, COLOUR_SC)
+_TOMOGRAPHY = "ophthalmic-tomography"
 _EN_FACE = "ophthalmic-optical-coherence-tomography-en-face"
+_LONGEST = {"LO": 64, "SH": 16, "ST": 1024, "UI": 64}  # characters, PS3.5 section 6.2
 _MOST_SERIES_NUMBER = 2**31 - 1
 
 
@@ -252,7 +255,7 @@ def _series_description(source: Dataset, provenance: Provenance) -> str:
 def _equipment(derived: Dataset, making: Making) -> None:
     """PS3.3 C.7.5.1: we made it; who acquired it becomes Contributing Equipment (C.12.1.1.5)."""
     source = making.source
-    scanner = copied(source, EQUIPMENT)
+    scanner = _valid(copied(source, EQUIPMENT))
     scanner.Manufacturer = scanner.get("Manufacturer") or "UNKNOWN"
     purpose = PROCESSING if image_type(source)[:1] == ["DERIVED"] else ACQUISITION
     scanner.PurposeOfReferenceCodeSequence = Sequence([code_item(purpose)])
@@ -267,22 +270,39 @@ def _equipment(derived: Dataset, making: Making) -> None:
 
 def _reference(derived: Dataset, making: Making) -> None:
     """What it was made of, and how: frame by frame in functional groups, otherwise once (PS3.3 C.12.4)."""
-    source, provenance = making.source, making.provenance
-    grouped = "multi-frame-functional-groups" in modules_of(making.sop_class.iod)
-    if grouped and "PerFrameFunctionalGroupsSequence" in source and not making.converted:
-        hounsfield = source.get("Modality") == "CT"
-        derive_groups(derived, source, making.pixels.number_of_frames, provenance, hounsfield=hounsfield)
-    elif grouped and making.sop_class.kind in ("ENHANCED", "OCT"):
+    source, provenance, iod = making.source, making.provenance, making.sop_class.iod
+    grouped = "PerFrameFunctionalGroupsSequence" in source and not making.converted
+    grouped = grouped and "multi-frame-functional-groups" in modules_of(iod)
+    if grouped:
+        derive_groups(derived, source, making.pixels.number_of_frames, making.description, derivation_codes(provenance))
+    elif making.sop_class.kind == "ENHANCED" or iod == _TOMOGRAPHY:
         raise DerivationError("the source has no Per-Frame Functional Groups Sequence")
-    if "SourceImageSequence" in attributes_of(making.sop_class.iod):
+    if not grouped or "SourceImageSequence" in attributes_of(iod):
         reference = source_image_item(source.SOPClassUID, source.SOPInstanceUID)
         before = []
-        if making.sop_class.iod == _EN_FACE:  # names the volume that it was projected from, type 1
+        if iod == _EN_FACE:  # names the volume that it was projected from, type 1
             before = list(copied(source, {"SourceImageSequence"}).get("SourceImageSequence") or [])
         derived.SourceImageSequence = Sequence([reference, *before])
-    if "DerivationDescription" in attributes_of(making.sop_class.iod):
+    if not grouped or "DerivationDescription" in attributes_of(iod):
         derived.DerivationDescription = making.description
         derived.DerivationCodeSequence = derivation_codes(provenance)
+    if "SourceImageEvidenceSequence" in attributes_of(iod) and grouped:
+        derived.SourceImageEvidenceSequence = Sequence([evidence_item(source)])
+    elif grouped or "ReferencedSeriesSequence" in derived:  # the Common Instance Reference module lists all, C.12.2
+        listed = list(derived.get("ReferencedSeriesSequence") or [])
+        derived.ReferencedSeriesSequence = Sequence([*listed, referenced_series_item(source)])
+
+
+def _valid(item: Dataset) -> Dataset:
+    """An item without the values that its attributes cannot have: a source's faults are not repeated elsewhere."""
+    valid = Dataset()
+    for element in item:
+        many = dictionary_VM(element.tag) != "1"
+        texts = [element.value] if isinstance(element.value, str) else list(element.value or [])
+        short = element.VR not in _LONGEST or all(len(text) <= _LONGEST[element.VR] for text in texts)
+        if (many or element.VM <= 1 or element.VR == "SQ") and short:
+            valid[element.tag] = element
+    return valid
 
 
 def _zone(source: Dataset) -> timezone | None:

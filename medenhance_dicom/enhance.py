@@ -7,6 +7,7 @@ enhanced and written to a scratch file in batches.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import tempfile
 import time
@@ -100,8 +101,8 @@ def read_members(
             if decision.action == "refuse":
                 yield _outcome(member, "skipped", f"{decision.reason}: {decision.note}")
                 continue
-            if not member.instance.get("SOPInstanceUID"):
-                raise UnreadableInstanceError("missing", keyword="SOPInstanceUID")
+            for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+                _require_uid(instance, keyword)
             frames.pixel_format(instance)
         except UnsupportedInstanceError as error:
             yield _outcome(member, "skipped", str(error))
@@ -155,6 +156,19 @@ def _recipes(settings: Settings) -> list[Recipe]:
 
 def _facts(instance: Dataset) -> dict[str, Any]:
     return {element.keyword: element.value for element in instance}
+
+
+# Registered roots only (ITU-T X.660: 0.0-0.5, 0.9, 1.0-1.3, 2.*) and no leading zeros: what we write must be valid.
+_UID = re.compile(r"(0\.[0-59]|1\.[0-3]|2\.(0|[1-9][0-9]*))(\.(0|[1-9][0-9]*))+")
+
+
+def _require_uid(instance: Dataset, keyword: str) -> None:
+    """A UID that a derived object can refer to (PS3.5 section 9.1), and that is safe as a folder's name."""
+    uid = str(instance.get(keyword) or "")
+    if not uid:
+        raise UnreadableInstanceError("missing", keyword=keyword)
+    if len(uid) > 64 or not _UID.fullmatch(uid):
+        raise UnreadableInstanceError("is not a UID", keyword=keyword)
 
 
 def _outcome(member: Member, result: Result, reason: str | None, **more: Any) -> Outcome:
@@ -274,7 +288,7 @@ class Enhancement:
             derived = derive_instance(source, summary, provenance)
             if problems := assert_derived(derived, source, pixel_digest=summary.digest):
                 raise DerivationError("; ".join(problems))
-            folder = settings.output / _folder_name(derived.StudyInstanceUID) / _folder_name(derived.SeriesInstanceUID)
+            folder = settings.output / derived.StudyInstanceUID / derived.SeriesInstanceUID
             target = folder / f"{derived.SOPInstanceUID}.dcm"
             if settings.overwrite or not target.exists():
                 _make_folder(folder)
@@ -290,13 +304,6 @@ class Enhancement:
             return _outcome(member, "failed", f"NOT_DERIVED: {error}", seconds=result.seconds, **names)
         finally:
             result.discard()
-
-
-def _folder_name(uid: str) -> str:
-    """A UID as a folder name; anything else than digits and dots (a hostile header) is replaced by its digest."""
-    if uid and set(uid) <= set("0123456789.") and uid.strip("."):
-        return uid
-    return hashlib.sha256(uid.encode()).hexdigest()[:32]
 
 
 def _make_folder(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
 
 from medenhance_dicom import __version__
-from medenhance_dicom.attributes import LOSSY, copied, modules_of
+from medenhance_dicom.attributes import LOSSY, attributes_of, copied
 from medenhance_dicom.provenance import MANUFACTURER, MODEL_NAME, Provenance
 from medenhance_dicom.sop_classes import SopClass, derived_image_type, image_type, transfer_syntax
 
@@ -66,7 +66,7 @@ def image(derived: Dataset, making: Making) -> None:
     if "InstanceNumber" not in derived:
         derived.InstanceNumber = None
     frames = making.pixels.number_of_frames
-    if frames > 1 or "multi-frame" in modules_of(making.sop_class.iod) or "NumberOfFrames" in making.source:
+    if frames > 1 or "NumberOfFrames" in attributes_of(making.sop_class.iod):
         derived.NumberOfFrames = frames
 
 
@@ -105,14 +105,14 @@ def lossy_history(derived: Dataset, making: Making) -> None:
     """PS3.3 C.7.6.1.1.5: once lossy, always lossy; methods and ratios add up (requirement R9)."""
     history = copied(making.source, LOSSY)
     method = _LOSSY_METHODS.get(transfer_syntax(making.source))
-    if method and history.get("LossyImageCompression") != "01":
+    methods, ratios = (_values(history.get(f"LossyImageCompression{part}")) for part in ("Method", "Ratio"))
+    if method and (history.get("LossyImageCompression") != "01" or not methods):
         history.LossyImageCompression = "01"
-        history.LossyImageCompressionMethod = [*_values(history.get("LossyImageCompressionMethod")), method]
-        if making.pixels.source_bytes:
+        history.LossyImageCompressionMethod = [*methods, method]
+        if making.pixels.source_bytes and len(ratios) == len(methods):
             pixels = making.pixels.format
             size = pixels.rows * pixels.columns * pixels.samples * pixels.bits_allocated // 8
             ratio = max(1.0, size * making.pixels.number_of_frames / making.pixels.source_bytes)
-            ratios = _values(history.get("LossyImageCompressionRatio"))
             history.LossyImageCompressionRatio = [*ratios, f"{ratio:.2f}"]
     elif making.sop_class.kind == "VL" and "LossyImageCompression" not in history:
         history.LossyImageCompression = None  # type 2, and nobody knows
@@ -132,6 +132,8 @@ def multi_frame_secondary_capture(derived: Dataset, making: Making) -> None:
     derived.SecondaryCaptureDeviceManufacturer = MANUFACTURER
     derived.SecondaryCaptureDeviceManufacturerModelName = MODEL_NAME
     derived.SecondaryCaptureDeviceSoftwareVersions = __version__
+    if "PatientOrientation" not in derived and "ImageOrientationPatient" not in derived:
+        derived.PatientOrientation = None
     derived.BurnedInAnnotation = making.source.get("BurnedInAnnotation") or "YES"
     if making.pixels.number_of_frames > 1 and not derived.get("FrameIncrementPointer"):
         derived.FrameTime = making.source.get("FrameTime") or "1000"

@@ -51,7 +51,7 @@ def exit_code(counts: Mapping[str, int], *, unreadable: int = 0) -> int:
     done = counts.get("enhanced", 0) + counts.get("warned", 0)
     withheld, failed = counts.get("withheld", 0), counts.get("failed", 0)
     if failed:
-        if done or withheld or counts.get("skipped", 0):
+        if done or withheld:
             return 4
         return 6 if unreadable == failed else 5
     if withheld:

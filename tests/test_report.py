@@ -25,7 +25,7 @@ SCHEMA = json.loads((Path(report_module.__file__).parent / "schemas/run_report.s
         ({}, 0, 3),
         ({"skipped": 2}, 0, 3),
         ({"enhanced": 1, "failed": 1}, 1, 4),
-        ({"skipped": 1, "failed": 1}, 1, 4),
+        ({"skipped": 1, "failed": 1}, 1, 6),
         ({"failed": 2}, 1, 5),
         ({"failed": 2}, 2, 6),
         ({"withheld": 2}, 0, 9),
