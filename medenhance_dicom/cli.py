@@ -182,22 +182,22 @@ _TABLE_ROWS = 200
 
 def _print_outcomes(outcomes: list[Outcome], report: Any) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False)
-    for column in ("result", "source", "recipe", "LaSSIM", "reason"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("result", "LaSSIM"))
+    console = Console(soft_wrap=True, highlight=False)
     colour = {"enhanced": "green", "warned": "yellow", "withheld": "yellow", "failed": "red", "skipped": "dim"}
+    width = max((len(o.recipe or "") for o in outcomes), default=0)
     for o in outcomes:
-        score = "" if o.lassim is None else f"{o.lassim:.3f}"
-        table.add_row(f"[{colour[o.result]}]{o.result}[/]", o.source, o.recipe or "", score, o.reason or "")
-    console = Console(soft_wrap=False)
-    console.print(table)
+        score = " " * 12 if o.lassim is None else f"LaSSIM {o.lassim:.3f}"
+        line = Text.assemble((f"{o.result:9}", colour[o.result]), f"{score}  {o.recipe or '':{width}}  {o.source}")
+        console.print(line)
+        if o.reason:
+            console.print(Text(f"{'':9}{o.reason}", style="dim"))
     total = sum(report.counts.values())
     if total > len(outcomes):
         console.print(f"… and {total - len(outcomes)} more")
     console.print(", ".join(f"{n} {result}" for result, n in sorted(report.counts.items())) or "nothing found")
-    console.print(f"derived objects and report: {report.path}", highlight=False)
+    console.print(f"derived objects and report: {report.path}")
 
 
 @app.command(epilog=EXIT_CODES)

@@ -146,8 +146,8 @@ def multi_frame_secondary_capture(derived: Dataset, making: Making) -> None:
 
 
 def laterality(derived: Dataset, making: Making) -> None:
-    """Series Laterality is type 2C: empty where nothing else says which side (PS3.3 C.7.3.1)."""
-    said = ("Laterality", "BodyPartExamined", "ImageLaterality", "AnatomicRegionSequence")
+    """Series Laterality is type 2C: empty where nothing says which part of whose body it is (PS3.3 C.7.3.1)."""
+    said = ("Laterality", "BodyPartExamined", "ImageLaterality", "AnatomicRegionSequence", "ContainerIdentifier")
     if making.sop_class.kind not in ("ENHANCED", "OCT") and not any(keyword in derived for keyword in said):
         derived.Laterality = None
 

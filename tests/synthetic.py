@@ -1,7 +1,7 @@
 """Small valid instances of every SOP class that we write, for any test that needs one.
 
 `make_instance("VLEndoscopic")` gives a data set with Pixel Data and file meta information; `make_file` writes it. Under
-dciodvfy they have no Error lines, so that one in a derived object is ours. Nobody in them has ever lived.
+dciodvfy they have no Error lines (but OPT, where it contradicts itself), so that one in a derived object is ours. Nobody in them has ever lived.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _visible_light(instance: Dataset, name: str) -> None:
     instance.LossyImageCompression = "00"
     instance.AcquisitionContextSequence = Sequence()
     instance.PatientOrientation = None
-    if name not in ("Dermoscopic", "VLSlideCoordinates"):
+    if name != "VLSlideCoordinates":
         instance.Laterality = None
     if name == "Dermoscopic":
         instance.AnatomicRegionSequence = SKIN
@@ -380,7 +380,7 @@ def _en_face(instance: Dataset) -> None:
     instance.OphthalmicFrameLocationSequence = Sequence([location])
     instance.PatientOrientation = None
     mesh = dataset(ReferencedSOPClassUID=UIDS + "68.1", ReferencedSOPInstanceUID="1.2.826.0.1.9999.79")
-    mesh.ReferencedSurfaceNumber, mesh.SurfaceMeshZPixelOffset = 1, 0.0
+    mesh.ReferencedSurfaceNumber, mesh.SurfaceMeshZPixelOffset = 1, 0
     mesh.SegmentedPropertyTypeCodeSequence = codes("128293", "DCM", "OPL-Henle - ONL")
     instance.ReferencedSurfaceMeshIdentificationSequence = Sequence([mesh])
     instance.DerivationAlgorithmSequence = Sequence([_algorithm()])
@@ -498,7 +498,7 @@ def _enhanced_us(instance: Dataset, shared: Dataset) -> None:
     shared.ImageDataTypeSequence = Sequence([kind])
     shared.FrameVOILUTSequence = Sequence([dataset(WindowCenter="128", WindowWidth="256")])
     instance.VolumeToTransducerMappingMatrix = [1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0]
-    instance.VolumeFrameOfReferenceUID, instance.PatientFrameOfReferenceSource = "1.2.826.0.1.9999.12", "ESTIMATED"
+    instance.VolumeFrameOfReferenceUID = "1.2.826.0.1.9999.12"
     instance.MechanicalIndex, instance.BoneThermalIndex, instance.CranialThermalIndex = 0.1, 0.1, 0.1
     instance.SoftTissueThermalIndex, instance.DepthOfScanField, instance.DepthsOfFocus = 0.1, 10, [10.0]
     instance.TransducerScanPatternCodeSequence = codes("125242", "DCM", "Phased")
