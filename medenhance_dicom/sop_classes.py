@@ -162,7 +162,7 @@ def policy(instance: Dataset, allow: frozenset[str] = frozenset()) -> Policy:
     if suffix in _REFUSED:
         return Policy("refuse", _REFUSED[suffix][0], note=_REFUSED[suffix][1])
     if _RENAMED.get(uid, uid) not in WRITABLE:
-        if suffix and UID(uid).name.endswith("Image Storage"):
+        if "Image Storage" in UID(uid).name:
             return Policy("refuse", "UNKNOWN_SOP_CLASS", note="an image of a SOP class that is not handled")
         if UID(uid).name == uid:
             return Policy("refuse", "UNKNOWN_SOP_CLASS", note="a private or unknown SOP class")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pydicom.config
@@ -14,6 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def _misspelt_keywords_raise(monkeypatch):
     monkeypatch.setattr(pydicom.config, "INVALID_KEYWORD_BEHAVIOR", "RAISE")
+
+
+@pytest.fixture(autouse=True)
+def _denormals_are_numbers():
+    """Running a network flushes denormals in its thread; hypothesis needs them."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Small valid instances of every SOP class that we write, for any test that needs one.
 
 `make_instance("VLEndoscopic")` gives a data set with Pixel Data and file meta information; `make_file` writes it. Under
-dciodvfy they have no Error lines (but OPT, where it contradicts itself), so that one in a derived object is ours. Nobody in them has ever lived.
+dciodvfy they have no Error lines (but for OPT, where it contradicts itself, and classes that it does not know), so that
+one in a derived object is ours. Nobody in them has ever lived.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def make_file(path: Path, name: str, **arguments: object) -> Path:
 
 
 def dciodvfy_errors(path: Path) -> Counter[str]:
-    """Error lines of dciodvfy, without values and numbers, so that two objects can be compared (its exit code is no use)."""
+    """Error lines of dciodvfy without values and item numbers, so that two objects can be compared."""
     tool = Path(sys.executable).with_name("dciodvfy")
     done = subprocess.run([tool, "-new", path], capture_output=True, text=True, errors="replace", check=False)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]

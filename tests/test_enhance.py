@@ -84,15 +84,15 @@ def test_dcmtk_renders_what_we_write(run, tmp_path):
 
 
 def test_burned_in_text_is_left_alone(run):
+    seen = 0
     for o in run[2]:
-        name = Path(o.source).name
-        if name == "us-abdomen.dcm":
+        if Path(o.source).name in ("us-abdomen.dcm", "es-colon.dcm"):
             before, after = (dcmread(p).pixel_array for p in (o.source, o.derived))
-            assert np.array_equal(before[:18, :150], after[:18, :150])
-            assert np.array_equal(before[60:280, 368:376], after[60:280, 368:376])
-        if name == "es-colon.dcm":
-            before, after = (dcmread(p).pixel_array for p in (o.source, o.derived))
-            assert np.array_equal(before[:, :12, :50], after[:, :12, :50])
+            glyphs = before >= 225 if before.ndim == 2 else (np.ptp(before, axis=3) == 0) & (before.min(axis=3) >= 120)
+            assert glyphs.sum() > 100
+            assert np.array_equal(before[glyphs], after[glyphs])
+            seen += 1
+    assert seen == 2
 
 
 def test_running_twice_changes_nothing(run, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from medenhance_dicom.errors import RecipeError
-from medenhance_dicom.training.degradation import DEGRADATIONS, Picture, flatten_light
+from medenhance_dicom.training.degradation import DEGRADATIONS, Picture, flatten_light, lift_veil
 from medenhance_dicom.training.recipe import Data, Pictures
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
@@ -113,7 +113,7 @@ class TrainingPictures:
             pass
         elif rng.random() < data.relit_fraction:
             low = (self.low[int(rng.integers(0, len(self.low)))] / FULL).astype(np.float32)
-            high = flatten_light(low, 0.8, detail=1.25)
+            high = lift_veil(flatten_light(low, 0.85, detail=1.25), 0.4)
         elif self.degrade and (not self.pairs_low or rng.random() < data.degraded_fraction):
             if data.channels == 3:
                 # Cameras differ in colour: a small change of both halves alike.

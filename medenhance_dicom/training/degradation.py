@@ -105,4 +105,23 @@ def flatten_light(picture: Picture, exponent: float, *, detail: float = 1.0) -> 
     return np.where(inside[..., None], flat, picture).clip(0, 1).astype(np.float32)
 
 
+def lift_veil(picture: Picture, share: float) -> Picture:
+    """Take a share of the darkest light of each channel (5th percentile inside) away and stretch back to the same mean.
+
+    Args:
+        picture: (H, W, C) in [0, 1] with a black surround.
+        share: Of what counts as veil.
+
+    Returns:
+        The same shape, in [0, 1]; the surround untouched.
+    """
+    inside = picture.max(axis=2) > 0.06
+    if not inside.any():
+        return picture
+    veil = share * np.percentile(picture[inside], 5, axis=0)
+    mean = picture[inside].mean(axis=0)
+    lifted = (picture - veil) * mean / np.maximum(mean - veil, 0.02)
+    return np.where(inside[..., None], lifted, picture).clip(0, 1).astype(np.float32)
+
+
 DEGRADATIONS = {"fundus": degrade_fundus, "cornea": degrade_cornea}

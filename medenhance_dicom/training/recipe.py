@@ -61,7 +61,7 @@ class Data(_Table):
     flatten: float = 0.0
     """How much of the slow shading (an exponent) is taken out of the target of a degraded colour pair."""
     relit_fraction: float = 0.0
-    """How many of the pairs are a real low-quality picture and itself with flattened light and a little more detail."""
+    """How many of the pairs are a real low-quality picture and itself with flatter light, less veil and more detail."""
     validation_low: list[Pictures] = []
     validation_high: list[Pictures]
     """Pictures never trained on; without `validation_low` they are degraded with fixed seeds."""
