@@ -297,10 +297,10 @@ def _valid(item: Dataset) -> Dataset:
     """An item without the values that its attributes cannot have: a source's faults are not repeated elsewhere."""
     valid = Dataset()
     for element in item:
-        many = dictionary_VM(element.tag) != "1"
-        texts = [element.value] if isinstance(element.value, str) else list(element.value or [])
-        short = element.VR not in _LONGEST or all(len(text) <= _LONGEST[element.VR] for text in texts)
-        if (many or element.VM <= 1 or element.VR == "SQ") and short:
+        longest = _LONGEST.get(element.VR)
+        texts = element.value if isinstance(element.value, MultiValue) else [element.value]
+        fits = longest is None or all(len(text or "") <= longest for text in texts)
+        if fits and (element.VM <= 1 or element.VR == "SQ" or dictionary_VM(element.tag) != "1"):
             valid[element.tag] = element
     return valid
 

@@ -284,7 +284,9 @@ class Enhancement:
             if verdict.outcome == "withheld":
                 return _outcome(member, "withheld", verdict.reason, seconds=result.seconds, **names)
             provenance = prepared.provenance(verdict, made=self.now)
-            summary = PixelSummary(result.digest(), result.pixels, result.pixels.number_of_frames)
+            summary = PixelSummary(
+                result.digest(), result.pixels, result.pixels.number_of_frames, member.located.path.stat().st_size
+            )
             derived = derive_instance(source, summary, provenance)
             if problems := assert_derived(derived, source, pixel_digest=summary.digest):
                 raise DerivationError("; ".join(problems))

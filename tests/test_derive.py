@@ -297,6 +297,15 @@ def test_equipment_of_a_derived_source_was_processing_and_may_be_unknown(op):
     assert scanner.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
 
 
+def test_faults_of_the_scanners_equipment_are_not_repeated(op):
+    op.SpatialResolution, op.StationName, op.InstitutionName = ["0.1", "0.2"], "s" * 20, "i" * 65
+    scanner = derive(op).ContributingEquipmentSequence[0]
+    assert not {"SpatialResolution", "StationName", "InstitutionName"} & set(scanner.dir())
+    op.SpatialResolution, op.StationName, op.InstitutionName = "0.1", "s" * 16, "i" * 64
+    scanner = derive(op).ContributingEquipmentSequence[0]
+    assert (scanner.SpatialResolution, scanner.StationName, scanner.InstitutionName) == (0.1, "s" * 16, "i" * 64)
+
+
 def test_another_training_is_another_device(op):
     one, other = (derive(op, replace(PROVENANCE, weights_digest=d * 32)) for d in ("11", "22"))
     assert one.ContributingEquipmentSequence[-1].DeviceUID != other.ContributingEquipmentSequence[-1].DeviceUID
