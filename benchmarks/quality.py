@@ -135,9 +135,15 @@ def fundus(prepared: PreparedRecipe, root: Path, sheet: list[np.ndarray]) -> dic
     good = [picture(p, "RGB") for p in list_pictures(root, Pictures(**scored, at_most=2.0))]
     unseen = [picture(p, "RGB") for p in list_pictures(root, Pictures(**scored, at_most=2.5, first=0.7))]
     v, d = np.array(veiled), np.array(degraded)
+    hard = d[d[:, 0] < 25]
     return {
         "degraded": {"pictures": len(d), "psnr_before": d[:, 0].mean(), "psnr_after": d[:, 1].mean(),
                      "worse": int((d[:, 1] < d[:, 0]).sum()), "lassim": d[:, 2].mean()},
+        "degraded_below_25_dB": {
+            "pictures": len(hard),
+            "psnr_before": hard[:, 0].mean(),
+            "psnr_after": hard[:, 1].mean(),
+        },
         "csdi_score_4_to_10_unseen": {
             "pictures": len(v), "uneven_before": v[:, 0].mean(), "uneven_after": v[:, 1].mean(),
             "uneven_ratio_of_means": v[:, 1].mean() / v[:, 0].mean(), "uneven_median_ratio": np.median(v[:, 1] / v[:, 0]),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medenhance_dicom import intensity, masks, pyramid
 from medenhance_dicom.conventional import build_conventional
-from medenhance_dicom.enhancer import Enhancer
+from medenhance_dicom.enhancer import Enhancer, EnhancerSpec
 from medenhance_dicom.gate import Thresholds, Verdict
 from medenhance_dicom.provenance import Provenance, steps_of
 from medenhance_dicom.recipe import Recipe
@@ -129,6 +129,9 @@ class PreparedRecipe:
     def provenance(self, verdict: Verdict, *, made: datetime) -> Provenance:
         """What an instance enhanced this way says about its making."""
         recipe = self.recipe
+        parameters: dict[str, object] = dict(recipe.enhancer.parameters)
+        if recipe.enhancer.strength != 1:
+            parameters["strength"] = recipe.enhancer.strength
         return Provenance(
             recipe=recipe.name,
             recipe_digest=recipe.digest,
@@ -137,7 +140,7 @@ class PreparedRecipe:
             weights=self.weights_key,
             weights_digest=self.weights_digest,
             steps=steps_of(recipe.derived.steps),
-            parameters=", ".join(f"{k} {v}" for k, v in recipe.enhancer.parameters.items()),
+            parameters=", ".join(f"{k} {v}" for k, v in parameters.items()),
             lassim=verdict.lassim,
             verdict=verdict.outcome,
             engine=self.engine,
@@ -146,6 +149,24 @@ class PreparedRecipe:
             series_number_offset=recipe.derived.series_number_offset,
             not_quantitative=True,
         )
+
+
+@dataclass(frozen=True)
+class Strengthened:
+    """An enhancer whose change is multiplied by a factor; what it leaves alone stays alone."""
+
+    enhancer: Enhancer
+    strength: float
+
+    @property
+    def spec(self) -> EnhancerSpec:
+        """What the enhancer needs."""
+        return self.enhancer.spec
+
+    def __call__(self, frames: Unit) -> Unit:
+        """`frames`: float32 (N, H, W, C) in [0, 1]. Returns the same shape and range."""
+        change = self.enhancer(frames) - frames
+        return np.clip(frames + np.float32(self.strength) * change, 0, 1)
 
 
 def _is_full(batch: list[Any]) -> bool:
@@ -166,8 +187,8 @@ def prepare_recipe(recipe: Recipe, *, device: str, engine: str, precision: str) 
     """
     if recipe.enhancer.method != "network":
         thresholds = _thresholds(recipe, DEFAULT_THRESHOLDS)
-        enhancer = build_conventional(recipe.enhancer.method, recipe.enhancer.parameters)
-        return PreparedRecipe(recipe, enhancer, thresholds, "numpy", "fp32")
+        method = build_conventional(recipe.enhancer.method, recipe.enhancer.parameters)
+        return PreparedRecipe(recipe, method, thresholds, "numpy", "fp32")
     from medenhance_dicom.inference import load_enhancer
     from medenhance_dicom.manifest import load_manifest
 
@@ -176,7 +197,10 @@ def prepare_recipe(recipe: Recipe, *, device: str, engine: str, precision: str) 
     entry = manifest.entry(key)
     network = load_enhancer(key, manifest=manifest, device=device, engine=engine, precision=precision)
     thresholds = _thresholds(recipe, Thresholds(entry.gate.minimum, entry.gate.warn_below))
-    return PreparedRecipe(recipe, network, thresholds, network.engine, network.precision, key, entry.sha256)
+    enhancer: Enhancer = network
+    if recipe.enhancer.strength != 1:
+        enhancer = Strengthened(network, recipe.enhancer.strength)
+    return PreparedRecipe(recipe, enhancer, thresholds, network.engine, network.precision, key, entry.sha256)
 
 
 def _thresholds(recipe: Recipe, default: Thresholds) -> Thresholds:

@@ -64,6 +64,8 @@ class EnhancerRecipe(_Part):
     """A key of models/manifest.toml."""
     guide: str | None = None
     """A stored guide that fits these weights."""
+    strength: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """The network's change is multiplied by this; conventional methods have a parameter of their own."""
     parameters: dict[str, Parameter] = {}
     """The conventional method's own parameters, see conventional.py."""
 

@@ -152,3 +152,45 @@ def test_kill_9_leaves_no_half_file(samples, tmp_path):
     subprocess.run([*command, "-o", str(output)], check=True, capture_output=True)
     names = sorted(p.name for p in (tmp_path / "whole").rglob("*.dcm"))
     assert sorted(p.name for p in output.rglob("*.dcm") if not p.name.startswith(".")) == names
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_frames(tmp_path):
+    from tests import synthetic
+
+    script = (
+        "import resource, runpy, sys\n"
+        "from medenhance_dicom.cli import app\n"
+        "try:\n    app(sys.argv[1:])\nexcept SystemExit as done: code = done.code or 0\n"
+        "sys.stderr.write(f'{code} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}')\n"
+    )
+    peaks = []
+    for frames in (8, 160):
+        source = synthetic.make_instance("USMultiFrame")
+        side = 512
+        pixels = np.random.default_rng(0).integers(0, 200, (frames, side, side), dtype=np.uint8)
+        source.Rows, source.Columns, source.NumberOfFrames = side, side, frames
+        source.SamplesPerPixel, source.PhotometricInterpretation = 1, "MONOCHROME2"
+        source.BitsAllocated = source.BitsStored = 8
+        source.HighBit, source.PixelRepresentation = 7, 0
+        if "PlanarConfiguration" in source:
+            del source.PlanarConfiguration
+        source.PixelData = pixels.tobytes()
+        path = tmp_path / f"{frames}.dcm"
+        source.save_as(path, enforce_file_format=True)
+        arguments = [
+            "enhance",
+            str(path),
+            "-o",
+            str(tmp_path / "out"),
+            "--recipe",
+            "identity",
+            "--gate",
+            "off",
+            "--json",
+        ]
+        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+        code, peak = done.stderr.split()[-2:]
+        assert code == "0", done.stdout + done.stderr
+        peaks.append(int(peak))
+    assert peaks[1] - peaks[0] < 30_000, peaks  # KiB; the longer one has 38 MiB more of pixels
