@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import shutil
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib import resources
@@ -49,7 +49,7 @@ PROVENANCE = Provenance(
 )
 TEST_FILES = Path(pydicom.data.__file__).parent / "test_files"
 
-needs_dciodvfy = pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="no dciodvfy")
+needs_dciodvfy = pytest.mark.skipif(not Path(sys.executable).with_name("dciodvfy").is_file(), reason="no dciodvfy")
 
 
 def derive(source, provenance=PROVENANCE, *, data=None, **summary):
@@ -118,6 +118,7 @@ def test_original_enhanced_objects(name, tmp_path):
     assert all(t == ["DERIVED", "PRIMARY", third, "NONE"] for t in [*types, list(derived.ImageType)])
 
 
+@pytest.mark.slow
 @needs_dciodvfy
 @pytest.mark.parametrize("path", sorted(TEST_FILES.glob("*.dcm")), ids=lambda p: p.stem)
 def test_pydicoms_files(path, tmp_path):
