@@ -158,8 +158,9 @@ def _facts(instance: Dataset) -> dict[str, Any]:
     return {element.keyword: element.value for element in instance}
 
 
-# Registered roots only (ITU-T X.660: 0.0-0.5, 0.9, 1.0-1.3, 2.*) and no leading zeros: what we write must be valid.
-_UID = re.compile(r"(0\.[0-59]|1\.[0-3]|2\.(0|[1-9][0-9]*))(\.(0|[1-9][0-9]*))+")
+# Registered roots only (ITU-T X.660: 0.0.1-26, 0.1-0.5, 0.9, 1.0-1.3, 2.*) and no leading zeros: what we write must be
+# valid.
+_UID = re.compile(r"(0\.0\.([1-9]|1[0-9]|2[0-6])|0\.[1-59]|1\.[0-3]|2\.(0|[1-9][0-9]*))(\.(0|[1-9][0-9]*))+")
 
 
 def _require_uid(instance: Dataset, keyword: str) -> None:

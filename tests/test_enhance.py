@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from pydicom import dcmread
+from pydicom import Dataset, dcmread
 
-from medenhance_dicom.enhance import Enhancement, Settings, plan, verify_files
+from medenhance_dicom.enhance import Enhancement, Settings, _require_uid, plan, verify_files
+from medenhance_dicom.errors import UnreadableInstanceError
 
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 DCIODVFY = Path(sys.executable).parent / "dciodvfy"
@@ -194,3 +195,20 @@ def test_memory_does_not_grow_with_frames(tmp_path):
         assert code == "0", done.stdout + done.stderr
         peaks.append(int(peak))
     assert peaks[1] - peaks[0] < 30_000, peaks  # KiB; the longer one has 38 MiB more of pixels
+
+
+@pytest.mark.parametrize("uid", ["1.2.840.10008.1", "2.25.123", "1.3.6.1.4.1.5962.99.1", "0.0.26.1", "0.9.2342.1"])
+def test_registered_uids_can_be_referred_to(uid):
+    _require_uid(_with_uid(uid), "SOPInstanceUID")
+
+
+@pytest.mark.parametrize("uid", ["", "1.2.", "9.9", "0.0.0.0.1", "1.4.5", "1.02.3", "1.2/../x", "1." + "2" * 64])
+def test_other_uids_are_refused_by_keyword(uid):
+    with pytest.raises(UnreadableInstanceError, match="SOPInstanceUID"):
+        _require_uid(_with_uid(uid), "SOPInstanceUID")
+
+
+def _with_uid(uid):
+    instance = Dataset()
+    instance.SOPInstanceUID = uid
+    return instance
