@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +24,6 @@ BATCH_FRAMES = 4
 BATCH_PIXELS = 4 << 20
 DEFAULT_THRESHOLDS = Thresholds(minimum=0.5, warn_below=0.6)
 """For conventional methods whose recipe says nothing: honest local contrast methods score around 0.75."""
-
-
-class Frame(Protocol):
-    """What `PreparedRecipe.enhance` needs of a frame; a dataclass with these fields."""
-
-    unit: Unit
-    enhance_here: Mask
-    after: Unit | None
-
-
-F = TypeVar("F")
 
 
 def runtime(device: str, engine: str, precision: str) -> tuple[str, str, str]:
@@ -59,6 +48,8 @@ class PreparedRecipe:
     thresholds: Thresholds
     engine: str
     precision: str
+    method: str
+    """The network's or the conventional method's name."""
     weights_key: str | None = None
     weights_digest: str | None = None
 
@@ -135,7 +126,7 @@ class PreparedRecipe:
         return Provenance(
             recipe=recipe.name,
             recipe_digest=recipe.digest,
-            method=recipe.enhancer.method if self.weights_key is None else "stillgan",
+            method=self.method,
             made=made,
             weights=self.weights_key,
             weights_digest=self.weights_digest,
@@ -188,7 +179,7 @@ def prepare_recipe(recipe: Recipe, *, device: str, engine: str, precision: str) 
     if recipe.enhancer.method != "network":
         thresholds = _thresholds(recipe, DEFAULT_THRESHOLDS)
         method = build_conventional(recipe.enhancer.method, recipe.enhancer.parameters)
-        return PreparedRecipe(recipe, method, thresholds, "numpy", "fp32")
+        return PreparedRecipe(recipe, method, thresholds, "numpy", "fp32", recipe.enhancer.method)
     from medenhance_dicom.inference import load_enhancer
     from medenhance_dicom.manifest import load_manifest
 
@@ -200,7 +191,9 @@ def prepare_recipe(recipe: Recipe, *, device: str, engine: str, precision: str) 
     enhancer: Enhancer = network
     if recipe.enhancer.strength != 1:
         enhancer = Strengthened(network, recipe.enhancer.strength)
-    return PreparedRecipe(recipe, enhancer, thresholds, network.engine, network.precision, key, entry.sha256)
+    return PreparedRecipe(
+        recipe, enhancer, thresholds, network.engine, network.precision, entry.network, key, entry.sha256
+    )
 
 
 def _thresholds(recipe: Recipe, default: Thresholds) -> Thresholds:
