@@ -113,7 +113,7 @@ class TrainingPictures:
             pass
         elif rng.random() < data.relit_fraction:
             low = (self.low[int(rng.integers(0, len(self.low)))] / FULL).astype(np.float32)
-            high = lift_veil(flatten_light(low, 0.85, detail=1.6), 0.5)
+            high = lift_veil(flatten_light(low, 0.85, detail=1.8), 0.5)
         elif self.degrade and (not self.pairs_low or rng.random() < data.degraded_fraction):
             if data.channels == 3:
                 # Cameras differ in colour: a small change of both halves alike.

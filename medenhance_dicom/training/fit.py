@@ -6,6 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from medenhance_dicom.training.recipe import TrainingRecipe
 from medenhance_dicom.training.stillgan import StillGAN
 
 Report = Callable[[int, int, dict[str, float]], None]
+Pair = tuple[Tensor, Tensor]
 
 
 def fit(
@@ -41,7 +43,7 @@ def fit(
         recipe: What to train.
         data_root: Folder that the recipe's paths are relative to.
         run: Folder for checkpoints and logs: `last.safetensors` (to resume), `best.safetensors` (G_A alone, half
-            precision, the moving average that validated best) and `log.jsonl`.
+            precision, the moving average that validated best in the last stage reached) and `log.jsonl`.
         device: "auto", "cpu", "cuda" or "mps".
         devices: Devices per node; more than one trains data-parallel.
         nodes: Nodes.
@@ -80,35 +82,47 @@ def fit(
         if fabric.is_global_zero:
             save_checkpoint(last, state)
 
-    def place(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def draw(step: int) -> tuple[np.random.Generator, Pair | None, Pair | None]:
+        rng = np.random.default_rng((schedule.seed, step, fabric.global_rank))
+        if step < warm_up:
+            return rng, None, pictures.pairs(rng, schedule.warm_up_batch)
+        unpaired = pictures.unpaired(rng, schedule.batch)
+        return rng, unpaired, pictures.pairs(rng, schedule.batch) if recipe.weights.paired else None
+
+    def place(batch: Pair) -> Pair:
         first, second = (fabric.to_device(t.contiguous(memory_format=torch.channels_last)) for t in batch)
         return first, second
 
-    while step < total:
-        rng = np.random.default_rng((schedule.seed, step, fabric.global_rank))
-        if step < warm_up:
-            terms = method.warm_up_step(step, *place(pictures.pairs(rng, schedule.warm_up_batch)))
-        else:
-            a, b = place(pictures.unpaired(rng, schedule.batch))
-            pair = place(pictures.pairs(rng, schedule.batch)) if recipe.weights.paired else None
-            terms = method.unpaired_step(step - warm_up, a, b, pair, rng)
-        step += 1
-        _follow(average, method.enhancer, min(schedule.ema, (1 + step) / (10 + step)))
-        if report:
-            report(step, total, terms)
-        if step % schedule.validate_every == 0 or step == total:
-            scores = validate(average, validation, fabric)
-            score = scores["psnr"] - 1000 * max(0.0, schedule.minimum_lassim - scores["lassim_to_input"])
-            if score > best:
-                best = score
+    # One thread draws the next batch while this one is learned from.
+    with ThreadPoolExecutor(max_workers=1) as ahead:
+        coming = ahead.submit(draw, step)
+        while step < total:
+            if step == warm_up:
+                best = -np.inf  # what is kept has seen the whole objective, even where the supervised stage scored higher
+            rng, unpaired, pair = coming.result()
+            coming = ahead.submit(draw, step + 1)
+            if unpaired is None:
+                assert pair is not None
+                terms = method.warm_up_step(step, *place(pair))
+            else:
+                terms = method.unpaired_step(step - warm_up, *place(unpaired), place(pair) if pair else None, rng)
+            step += 1
+            _follow(average, method.enhancer, min(schedule.ema, (1 + step) / (10 + step)))
+            if report:
+                report(step, total, terms)
+            if step % schedule.validate_every == 0 or step == total:
+                scores = validate(average, validation, fabric)
+                score = scores["psnr"] - 1000 * max(0.0, schedule.minimum_lassim - scores["lassim_to_input"])
+                if score > best:
+                    best = score
+                    if fabric.is_global_zero:
+                        export(average, run / "best.safetensors")
                 if fabric.is_global_zero:
-                    export(average, run / "best.safetensors")
-            if fabric.is_global_zero:
-                with (run / "log.jsonl").open("a") as log:
-                    log.write(json.dumps({"step": step, "best": best, **scores, **terms}) + "\n")
-        if time.monotonic() - saved > schedule.checkpoint_seconds or step in (warm_up, total):
-            keep(step)
-            saved = time.monotonic()
+                    with (run / "log.jsonl").open("a") as log:
+                        log.write(json.dumps({"step": step, "best": best, **scores, **terms}) + "\n")
+            if time.monotonic() - saved > schedule.checkpoint_seconds or step in (warm_up, total):
+                keep(step)
+                saved = time.monotonic()
     return run / "best.safetensors"
 
 
