@@ -3,7 +3,7 @@
     python benchmarks/engines.py [--repeats 5] [--threads 2] [--presets compact,paper] [--weights KEY] [--json FILE]
 
 Every engine sees the same network and the same picture. Repeats go round the engines, so that a busy machine slows all
-of them alike; medians are reported. The baseline is the plain way to run a generator: eager float32, NCHW, denormals
+of them alike; each turn is one call that is not timed and one that is; medians are reported. The baseline is the plain way to run a generator: eager float32, NCHW, denormals
 kept. Random weights unless `--weights` names some of the manifest: their speed is that of trained ones, their parity is
 not (a random tanh head magnifies rounding), so quote parity from `--weights`.
 """
@@ -120,6 +120,7 @@ def measure(case: Case, repeats: int) -> list[Row]:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, run in ways.items():
+            run(frames)  # not timed: the engine before has its threads still spinning and its data in the caches
             start = time.perf_counter()
             run(frames)
             seconds[name].append(time.perf_counter() - start)

@@ -40,8 +40,10 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="What is enhanced, and how: the recipes.")
 models_app = typer.Typer(no_args_is_help=True, help="Trained weights: list, show, verify.")
+guides_app = typer.Typer(no_args_is_help=True, help="Stored guides, which lead HQG-Net: make, list, show, verify.")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(models_app, name="models")
+app.add_typer(guides_app, name="guides")
 
 Engine = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -123,7 +125,9 @@ def enhance(
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the derived objects.")] = Path("enhanced"),
     recipe: Annotated[str, typer.Option(help="A recipe's name, or auto: by SOP class and modality.")] = "auto",
     weights: Annotated[str | None, typer.Option(help="Weights that replace the recipe's.", metavar="KEY")] = None,
-    guide: Annotated[str, typer.Option(help="Stored guide, for networks that are led by one.", metavar="KEY")] = "auto",
+    guide: Annotated[
+        str, typer.Option(help="Stored guide, for networks led by one; auto: by modality and camera.", metavar="KEY")
+    ] = "auto",
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     engine: Annotated[Engine, typer.Option(help="What runs the network.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="What the network computes in.")] = "auto",
@@ -343,10 +347,14 @@ def models_show(key: str, json: Json = False) -> None:
 
 @models_app.command("verify")
 def models_verify(json: Json = False) -> None:
-    """Compare every weights file with its digest. Exit 8 where one is missing or altered."""
+    """Check weights, guide encoders and shipped guides. Exit 8 where one is missing or altered."""
+    from medenhance_dicom.guides import find_guides, verify_guide
     from medenhance_dicom.manifest import load_manifest, verify_all
 
-    problems = verify_all(load_manifest())
+    manifest = load_manifest()
+    problems = verify_all(manifest)
+    for key, path in find_guides([manifest.root / "guides"]).items():
+        problems[f"guide {key}"] = verify_guide(path, manifest)
     if json:
         _print_json(problems)
     else:
@@ -354,6 +362,127 @@ def models_verify(json: Json = False) -> None:
             print(f"{key:24} {problem or 'ok'}")
     if any(problems.values()):
         raise typer.Exit(8)
+
+
+@guides_app.command("add", epilog=EXIT_CODES)
+def guides_add(
+    paths: Annotated[
+        list[Path], typer.Argument(help="High-quality pictures, DICOM files, folders.", metavar="PICTURE|DICOM...")
+    ],
+    weights: Annotated[str, typer.Option(help="Weights that it leads.", metavar="KEY")],
+    key: Annotated[str, typer.Option(help="Name of the guide.", metavar="NAME")],
+    field: Annotated[
+        str | None, typer.Option(help="Modality that it is for, by default the DICOM's.", metavar="OP")
+    ] = None,
+    device_class: Annotated[
+        str, typer.Option(help="Camera that it is for: part of its maker's or model's name.", metavar="TEXT")
+    ] = "any",
+    output: Annotated[Path | None, typer.Option(help="Folder, by default the user's guides.", metavar="DIR")] = None,
+    json: Json = False,
+) -> None:
+    """Encode high-quality pictures as a stored guide: 64 numbers, their mean; no picture and no name is kept."""
+    from medenhance_dicom.enhance import make_guide
+    from medenhance_dicom.guides import KEY, guide_folders, quality_warnings, save_guide
+
+    if not KEY.fullmatch(key):
+        raise typer.BadParameter("at most 48 characters of a-z, 0-9, hyphen and dot", param_hint="--key")
+    guide = make_guide(paths, key, weights=weights, field=field, device_class=device_class, created=_now())
+    if guide is None:
+        print("no picture found", file=sys.stderr)
+        raise typer.Exit(3)
+    path = save_guide(guide, output or guide_folders()[0])
+    warnings = quality_warnings(guide)
+    if json:
+        _print_json(guide.description() | {"file": str(path), "warnings": warnings})
+        return
+    print(f"{path}: {len(guide.sources)} pictures, sha256 {guide.digest[:12]}")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+@guides_app.command("list")
+def guides_list(json: Json = False) -> None:
+    """List the stored guides."""
+    from medenhance_dicom.guides import find_guides, load_guide
+
+    found: list[dict[str, Any]] = []
+    for key, path in find_guides().items():
+        try:
+            found.append(load_guide(path).description() | {"file": str(path), "problem": None})
+        except ModelError as error:
+            found.append({"key": key, "file": str(path), "problem": str(error)})
+    if json:
+        _print_json(found)
+        return
+    for guide in found:
+        what = guide["problem"] or f"{guide['weights']:24} {guide['field']:8} {guide['device_class']}"
+        print(f"{guide['key']:24} {what}")
+
+
+@guides_app.command("show")
+def guides_show(key: str, json: Json = False) -> None:
+    """Show how a guide was made."""
+    from medenhance_dicom.guides import load_guide
+
+    path = _guide_path(key)
+    value = load_guide(path).description() | {"file": str(path)}
+    if json:
+        _print_json(value)
+    else:
+        from rich.console import Console
+
+        Console().print_json(data=value)
+
+
+@guides_app.command("verify")
+def guides_verify(
+    key: Annotated[str | None, typer.Argument(help="One guide, by default all.")] = None, json: Json = False
+) -> None:
+    """Check that guides are whole and that their weights are here. Exit 8 where one is not."""
+    from medenhance_dicom.guides import find_guides, verify_guide
+    from medenhance_dicom.manifest import load_manifest
+
+    manifest = load_manifest()
+    found = {key: _guide_path(key)} if key else find_guides()
+    problems = {name: verify_guide(path, manifest) for name, path in found.items()}
+    if json:
+        _print_json(problems)
+    else:
+        for name, problem in problems.items():
+            print(f"{name:24} {problem or 'ok'}")
+    if any(problems.values()):
+        raise typer.Exit(8)
+
+
+@guides_app.command("influence", epilog=EXIT_CODES)
+def guides_influence(
+    image: Annotated[Path, typer.Argument(help="A picture or a DICOM file.")],
+    weights: Annotated[str | None, typer.Option(help="By default those that fit the image.", metavar="KEY")] = None,
+    device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Enhance one image under every guide that fits, and tell how much the choice matters, in grey levels."""
+    from medenhance_dicom.enhance import guide_influence
+
+    chosen, found = guide_influence(image, weights, device=device)
+    if json:
+        _print_json({
+            "weights": chosen, "rms_to_mean": found.to_mean, "largest_pairwise_rms": found.largest,
+            "pair": found.pair, "verdict": found.verdict,
+        })  # fmt: skip
+        return
+    for key, rms in found.to_mean.items():
+        print(f"{key:24} {rms:8.3f}")
+    print(found.verdict)
+
+
+def _guide_path(key: str) -> Path:
+    from medenhance_dicom.guides import find_guides
+
+    found = find_guides()
+    if key not in found:
+        raise ModelError(f"no guide {key!r}; see `medenhance-dicom guides list`")
+    return found[key]
 
 
 @app.command()

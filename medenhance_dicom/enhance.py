@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,22 +22,34 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medenhance_dicom import frames, intensity
+from medenhance_dicom import frames, intensity, masks
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.derive import PixelSummary, derive_instance
 from medenhance_dicom.errors import (
     DerivationError,
     InputError,
     MedenhanceError,
+    ModelError,
     OutputError,
     RecipeError,
     UnreadableInstanceError,
     UnsupportedInstanceError,
 )
 from medenhance_dicom.gate import Mode, score_frames, verdict_of
+from medenhance_dicom.guides import (
+    Guide,
+    Influence,
+    choose_guide,
+    encode_guide,
+    find_guides,
+    influence,
+    load_guide,
+    read_picture,
+)
+from medenhance_dicom.manifest import Manifest, load_manifest
 from medenhance_dicom.part10 import Limits, find_instances, looks_like_dicom, read_instance, write_instance
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe, runtime
-from medenhance_dicom.recipe import Recipe, load_recipes, match_recipe
+from medenhance_dicom.recipe import EnhancerRecipe, Recipe, ResolutionRecipe, load_recipes, match_recipe
 from medenhance_dicom.report import UNREADABLE, Outcome, Result
 from medenhance_dicom.series import Member, Series, group_series, grouping_header
 from medenhance_dicom.sop_classes import policy
@@ -46,7 +59,11 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 Progress = Callable[..., None]
+Region = Callable[[NDArray[np.float32], NDArray[np.bool_] | None], NDArray[np.bool_]]
+"""(H, W, C) in [0, 1] and padding or None -> bool (H, W)."""
 
+GUIDE_FACTS = {"Manufacturer", "ManufacturerModelName"}  # decide on a guide, besides Modality
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 SAMPLED_FRAMES = 8  # of a series, to fit its one intensity map
 
 
@@ -58,6 +75,7 @@ class Settings:
     recipe: str = "auto"
     weights: str | None = None
     guide: str | None = None
+    """Key of a stored guide; None: as the recipe says, by default chosen by modality and camera."""
     device: str = "auto"
     engine: str = "auto"
     precision: str = "auto"
@@ -82,7 +100,7 @@ def read_members(
     """
     paths = list(paths)
     named = set(paths)
-    keywords = {keyword for recipe in recipes for keyword in recipe.match}
+    keywords = {keyword for recipe in recipes for keyword in recipe.match} | GUIDE_FACTS
     for located in find_instances(paths, scratch):
         try:
             if located.path.exists() and not looks_like_dicom(located.path):
@@ -217,7 +235,7 @@ class Enhancement:
         """Args: settings; now: aware time of the run, which the derived objects carry."""
         self.settings, self.now = settings, now
         self.recipes = _recipes(settings)
-        self._prepared: dict[str, PreparedRecipe] = {}
+        self._prepared: dict[tuple[str, str], PreparedRecipe] = {}
         self.device, self.engine, self.precision = runtime(settings.device, settings.engine, settings.precision)
 
     def outcomes(self, paths: Iterable[Path], *, progress: Progress | None = None) -> Iterator[Outcome]:
@@ -225,34 +243,57 @@ class Enhancement:
 
         Raises:
             InputError: A path does not exist.
-            ModelError: Weights that a recipe names are missing or altered.
+            ModelError: Weights or a guide that a recipe needs are missing or altered.
+            RecipeError: A guide is named, and no recipe chosen for a series takes one.
             OutputError: The output folder is not writable or full.
         """
         settings = self.settings
         with tempfile.TemporaryDirectory(prefix="medenhance-") as folder, Decoder(limits=settings.limits) as decoder:
             scratch = Path(folder)
             found = read_members(paths, scratch, decoder, settings, self.recipes)
-            jobs: list[tuple[Series, Recipe]] = []
+            jobs: list[tuple[Series, Recipe, Guide | None]] = []
             done = 0
             for item in choose_recipes(found, self.recipes, settings):
                 if isinstance(item, Outcome):
                     yield item
                 else:
-                    jobs.append(item)
-            total = sum(len(series.members) for series, _ in jobs)
-            for series, recipe in jobs:
-                for outcome in self._enhance_series(series, self._prepare(recipe), decoder, scratch):
+                    series, recipe = item
+                    jobs.append((series, recipe, self._guide(recipe, series)))
+            if settings.guide and jobs and not any(guide for _, _, guide in jobs):
+                names = ", ".join(sorted({recipe.name for _, recipe, _ in jobs}))
+                raise RecipeError(f"--guide {settings.guide}: no recipe chosen here takes a guide ({names})")
+            total = sum(len(series.members) for series, _, _ in jobs)
+            for series, recipe, guide in jobs:
+                for outcome in self._enhance_series(series, self._prepare(recipe, guide), decoder, scratch):
                     done += 1
                     if progress:
                         progress(done, total)
                     yield outcome
 
-    def _prepare(self, recipe: Recipe) -> PreparedRecipe:
-        if recipe.name not in self._prepared:
-            self._prepared[recipe.name] = prepare_recipe(
-                recipe, device=self.device, engine=self.engine, precision=self.settings.precision
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The weights that there are."""
+        return load_manifest()
+
+    def _guide(self, recipe: Recipe, series: Series) -> Guide | None:
+        """The guide for a series; None where its recipe takes none."""
+        if recipe.enhancer.method != "network":
+            return None
+        key = recipe.enhancer.weights or ""
+        entry = self.manifest.entry(key)
+        if not entry.takes_guide:
+            return None
+        return choose_guide(
+            key, entry, self.settings.guide or recipe.enhancer.guide, _facts(series.members[0].instance)
+        )
+
+    def _prepare(self, recipe: Recipe, guide: Guide | None) -> PreparedRecipe:
+        key = recipe.name, guide.digest if guide else ""
+        if key not in self._prepared:
+            self._prepared[key] = prepare_recipe(
+                recipe, device=self.device, engine=self.engine, precision=self.settings.precision, guide=guide
             )
-        return self._prepared[recipe.name]
+        return self._prepared[key]
 
     def _enhance_series(
         self, series: Series, prepared: PreparedRecipe, decoder: Decoder, scratch: Path
@@ -260,7 +301,7 @@ class Enhancement:
         """Enhance a series: one intensity map for all its frames, batches across its instances."""
         line = SeriesIntensity(series, prepared.recipe, decoder)
         current: InstanceResult | None = None
-        for item in prepared.enhance(_unit_frames(series, line, prepared, decoder)):
+        for item in prepared.enhance(_unit_frames(series, line, prepared)):
             if isinstance(item, Outcome):
                 if current is not None:
                     current.discard()
@@ -278,7 +319,7 @@ class Enhancement:
         """Judge, derive, check and write one instance whose frames are all there."""
         member, source, prepared, settings = result.member, result.instance, result.prepared, self.settings
         started = time.monotonic()
-        names: dict[str, Any] = {"recipe": prepared.recipe.name, "weights": prepared.weights_key, "guide": None}
+        names: dict[str, Any] = _names(prepared)
         verdict = verdict_of(result.scores, prepared.thresholds, settings.gate, level=prepared.recipe.gate.level)
         names |= {"lassim": verdict.lassim, "verdict": verdict.details | {"passed": verdict.passed} | result.change()}
         try:
@@ -307,6 +348,10 @@ class Enhancement:
             return _outcome(member, "failed", f"NOT_DERIVED: {error}", seconds=result.seconds, **names)
         finally:
             result.discard()
+
+
+def _names(prepared: PreparedRecipe) -> dict[str, Any]:
+    return {"recipe": prepared.recipe.name, "weights": prepared.weights_key, "guide": prepared.guide_key}
 
 
 def _make_folder(folder: Path) -> None:
@@ -384,22 +429,26 @@ class SeriesIntensity:
                 continue
 
 
-def _unit_frames(
-    series: Series, line: SeriesIntensity, prepared: PreparedRecipe, decoder: Decoder
-) -> Iterator[UnitFrame | Outcome]:
+def _unit_frame(
+    member: Member, instance: Dataset, pixels: frames.PixelFormat, index: int, line: SeriesIntensity, region: Region
+) -> UnitFrame:
+    """One frame, decoded and brought to [0, 1]; `region` says where it may change."""
+    stored = frames.stored_frame(instance, line.decoder.frame(member.located.path, index), index)
+    to_modality = frames.modality_line(instance, index)
+    unit_map = line.map_for(instance, pixels)
+    unit = intensity.to_unit(frames.to_modality(stored.stored, to_modality), unit_map)
+    return UnitFrame(member, instance, pixels, index, stored, to_modality, unit_map, unit, region(unit, stored.padding))
+
+
+def _unit_frames(series: Series, line: SeriesIntensity, prepared: PreparedRecipe) -> Iterator[UnitFrame | Outcome]:
     """Frames of a series in [0, 1], one at a time; an instance that does not decode ends in an Outcome."""
-    names = {"recipe": prepared.recipe.name, "weights": prepared.weights_key}
+    names = _names(prepared)
     for member in series.members:
         try:
             instance = read_instance(member.located.path)
             pixels = frames.pixel_format(instance)
             for index in range(pixels.number_of_frames):
-                stored = frames.stored_frame(instance, decoder.frame(member.located.path, index), index)
-                to_modality = frames.modality_line(instance, index)
-                unit_map = line.map_for(instance, pixels)
-                unit = intensity.to_unit(frames.to_modality(stored.stored, to_modality), unit_map)
-                here = prepared.region(unit, stored.padding)
-                yield UnitFrame(member, instance, pixels, index, stored, to_modality, unit_map, unit, here)
+                yield _unit_frame(member, instance, pixels, index, line, prepared.region)
         except InputError as error:
             yield _outcome(member, "failed", f"{UNREADABLE}: {error}", **names)
         except UnsupportedInstanceError as error:
@@ -466,6 +515,165 @@ class InstanceResult:
         """Remove the scratch file."""
         self._file.close()
         self.path.unlink(missing_ok=True)
+
+
+# -------------------------------------------------------------------------------------------------------------- guides
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that a guide is made of, or that guides are tried on; of a multi-frame instance the first frame."""
+
+    name: str
+    unit: NDArray[np.float32]
+    """(H, W, C) in [0, 1]."""
+    inside: NDArray[np.bool_]
+    """(H, W), False in the surround and in padding."""
+    modality: str | None = None
+    recipe: Recipe | None = None
+    """What `enhance` would take; None for a picture that is not DICOM."""
+
+
+def read_pictures(paths: Iterable[Path], settings: Settings) -> Iterator[Picture | Outcome]:
+    """Pictures and DICOM files below `paths`; DICOM goes the way that `enhance` takes, up to the network.
+
+    Raises:
+        InputError: A path does not exist, or a picture cannot be read.
+    """
+    paths = list(paths)
+    files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    for file in files:
+        if file.suffix.lower() in PICTURE_SUFFIXES and not file.is_dir():
+            unit = read_picture(file)
+            yield Picture(str(file), unit, np.ones(unit.shape[:2], bool))
+    others = [path for path in paths if path.is_dir() or path.suffix.lower() not in PICTURE_SUFFIXES]
+    recipes = _recipes(settings)
+    with tempfile.TemporaryDirectory(prefix="medenhance-") as folder, Decoder(limits=settings.limits) as decoder:
+        for item in choose_recipes(read_members(others, Path(folder), decoder, settings, recipes), recipes, settings):
+            if isinstance(item, Outcome):
+                if Path(item.source).suffix.lower() not in PICTURE_SUFFIXES:
+                    yield item
+                continue
+            series, recipe = item
+            line = SeriesIntensity(series, recipe, decoder)
+            for member in series.members:
+                try:
+                    yield _picture(member, line, recipe)
+                except InputError as error:
+                    yield _outcome(member, "failed", f"{UNREADABLE}: {error}")
+                except UnsupportedInstanceError as error:
+                    yield _outcome(member, "skipped", str(error))
+
+
+def _picture(member: Member, line: SeriesIntensity, recipe: Recipe) -> Picture:
+    def region(unit: NDArray[np.float32], padding: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        inside = masks.field_of_view(unit, recipe.mask.field_of_view)
+        return inside if padding is None else inside & ~padding
+
+    instance = read_instance(member.located.path)
+    frame = _unit_frame(member, instance, frames.pixel_format(instance), 0, line, region)
+    return Picture(member.located.name, frame.unit, frame.enhance_here, instance.get("Modality"), recipe)
+
+
+def make_guide(
+    paths: Iterable[Path],
+    key: str,
+    *,
+    weights: str,
+    field: str | None = None,
+    device_class: str = "any",
+    created: datetime,
+) -> Guide | None:
+    """Encode the pictures and DICOM files below `paths` as one guide; what lies outside a field of view is black.
+
+    Args:
+        paths: Pictures, DICOM files, folders of them.
+        key: Name of the guide.
+        weights: Weights that it leads.
+        field: Modality that it is for; None: the DICOM files'.
+        device_class: Camera that it is for, or "any".
+        created: Aware time.
+
+    Returns:
+        The guide, not yet saved; None where there is no picture to encode.
+
+    Raises:
+        InputError: A file cannot be read, and a guide of only some of the pictures would not be what was asked for.
+        ModelError: See `guides.encode_guide`.
+        RecipeError: The field is not given, and the files do not say one.
+    """
+    manifest = load_manifest()
+    manifest.entry(weights)
+    pictures = []
+    for item in read_pictures(paths, Settings()):
+        if isinstance(item, Picture):
+            pictures.append(item)
+        elif item.result == "failed":
+            raise InputError(f"{item.source}: {item.reason}")
+    if not pictures:
+        return None
+    fields = {field or picture.modality for picture in pictures}
+    chosen = fields.pop()
+    if fields or not chosen:
+        raise RecipeError("name the modality that the guide is for with --field: the pictures do not say a single one")
+    device = device_class.strip()
+    device = "any" if device.casefold() in ("", "any") else device
+    units = [np.where(picture.inside[..., None], picture.unit, np.float32(0)) for picture in pictures]
+    return encode_guide(
+        units, key, field=chosen.upper().replace(" ", ""), device_class=device, weights_key=weights, manifest=manifest,
+        created=created.isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def guide_influence(path: Path, weights: str | None = None, *, device: str = "auto") -> tuple[str, Influence]:
+    """The same picture under every guide that fits, in float32 PyTorch.
+
+    Args:
+        path: A picture or a DICOM file.
+        weights: Weights that take a guide; None: those of the recipe that fits the DICOM file, or the only ones.
+        device: As `inference.choose_device` takes it.
+
+    Returns:
+        Key of the weights, and what the choice of guide does.
+
+    Raises:
+        InputError: The file cannot be read.
+        ModelError: No guide fits the weights, or one is altered.
+        RecipeError: It is not clear which weights are meant, or they take no guide.
+    """
+    manifest = load_manifest()
+    picture = next(iter(read_pictures([path], Settings())), None)
+    if not isinstance(picture, Picture):
+        raise InputError(f"{path}: {picture.reason if picture else 'no picture'}")
+    guided = [key for key, entry in manifest.weights.items() if entry.takes_guide]
+    if weights is None:
+        of_recipe = picture.recipe.enhancer.weights if picture.recipe else None
+        weights = of_recipe if of_recipe in guided else guided[0] if len(guided) == 1 else None
+    if weights is None or not manifest.entry(weights).takes_guide:
+        raise RecipeError(f"name weights that take a guide with --weights: {', '.join(guided) or 'there are none'}")
+    entry = manifest.entry(weights)
+    fitting = [guide for guide in map(load_guide, find_guides().values()) if guide.fits(entry)]
+    if not fitting:
+        raise ModelError(f"no guide fits {weights}; make one with `medenhance-dicom guides add`")
+    recipe = _recipe_for(weights, entry.input.working_size, picture.recipe)
+    outputs, inside = {}, picture.inside
+    for guide in fitting:
+        prepared = prepare_recipe(recipe, device=device, engine="torch", precision="fp32", guide=guide)
+        outputs[guide.key] = prepared.enhance_picture(picture.unit)
+        inside = picture.inside & prepared.region(picture.unit, None)
+    return weights, influence(outputs, inside)
+
+
+def _recipe_for(weights: str, working_size: int | None, fitting: Recipe | None) -> Recipe:
+    """A recipe with these weights: the one that fits, else the first that names them, else their working size."""
+    named = [r for r in (fitting, *load_recipes()) if r is not None and r.enhancer.weights == weights]
+    if named:
+        return named[0]
+    way: Any = {"way": "pyramid", "working_size": working_size} if working_size else {}
+    return Recipe(
+        name="guided", summary="", match={"Modality": ("OT",)}, resolution=ResolutionRecipe(**way),
+        enhancer=EnhancerRecipe(method="network", weights=weights),
+    )  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------------------------------- verifying

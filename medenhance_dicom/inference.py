@@ -11,6 +11,7 @@ import logging
 import sys
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,11 +19,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from medenhance_dicom.enhancer import EnhancerSpec
 from medenhance_dicom.errors import ModelError
 from medenhance_dicom.manifest import Manifest, load_manifest, load_network
+from medenhance_dicom.networks.hqgnet import GuidedNetwork, HQGNetGenerator
 
 __all__ = [
     "PARITY",
@@ -222,26 +224,29 @@ class NetworkEnhancer:
             raise ModelError("the network gives non-finite values for this picture")
         return np.clip(result, 0, 1)
 
-    def _unit(self, frames: Frames, run: Any) -> Frames:
-        """(N, H, W, C) in [0, 1] -> (N, C', H, W) in [-1, 1], run, and back; not yet clipped."""
-        count, height, width, channels = frames.shape
-        x = torch.from_numpy(np.ascontiguousarray(frames, dtype=np.float32)).permute(0, 3, 1, 2) * 2 - 1
+    def _unit(self, frames: Frames, run: Callable[[Frames], Frames]) -> Frames:
+        """(N, H, W, C) in [0, 1] -> (N, C', H, W) in [-1, 1], run, and back; not yet clipped.
+
+        In NumPy: PyTorch's threads would still be spinning when OpenVINO's start.
+        """
+        _, height, width, channels = frames.shape
+        x = np.ascontiguousarray(frames.transpose(0, 3, 1, 2), dtype=np.float32) * np.float32(2) - np.float32(1)
         if self.spec.channels == 3 and channels == 1:
-            x = x.expand(count, 3, height, width)
+            x = np.repeat(x, 3, axis=1)
         single = height == width == self.spec.multiple > 1  # the coarsest level is one value: no statistics
         if single:
-            x = torch.cat([x, x.flip(3)], dim=3)
-        y: Tensor = (run(x)[..., :width] + 1) / 2
+            x = np.concatenate([x, x[..., ::-1]], axis=3)
+        y = (run(x)[..., :width] + np.float32(1)) / np.float32(2)
         if y.shape[1] != channels:
-            y = y.mean(1, keepdim=True)
-        return y.permute(0, 2, 3, 1).contiguous().numpy()
+            y = y.mean(axis=1, keepdims=True)
+        return np.ascontiguousarray(y.transpose(0, 2, 3, 1))
 
-    def _torch(self, x: Tensor, precision: Precision) -> Tensor:
+    def _torch(self, x: Frames, precision: Precision) -> Frames:
         # Measured on CPUs: channels last costs instance-normalised networks 10 to 40 %, so it is for CUDA alone.
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         half = torch.autocast(self.device.type, _AUTOCAST[precision]) if precision in _AUTOCAST else nullcontext()
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), half:
-            return self.network(x.to(self.device, memory_format=layout)).float().cpu()
+            return self.network(torch.from_numpy(x).to(self.device, memory_format=layout)).float().cpu().numpy()
 
     def _halve_batch(self, error: RuntimeError | MemoryError) -> None:
         short = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
@@ -258,7 +263,7 @@ class NetworkEnhancer:
 
 
 class _CompiledModels:
-    """A network in OpenVINO on the CPU, one compiled model per frame size; the last few are kept."""
+    """A network in OpenVINO on the CPU, one compiled model and request per frame size; the last few are kept."""
 
     def __init__(self, network: nn.Module, spec: EnhancerSpec, precision: Precision) -> None:
         openvino = _openvino()
@@ -281,18 +286,20 @@ class _CompiledModels:
         }
         self._by_shape: OrderedDict[tuple[int, ...], Any] = OrderedDict()
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Frames) -> Frames:
         """(B, C, H, W) -> the same; frame by frame, which on a CPU costs nothing and compiles once per size."""
-        compiled = self._for_shape((1, *x.shape[1:]))
-        # The request's output buffer is used again, hence the copies.
-        frames = [torch.from_numpy(np.array(compiled(frame[None].contiguous().numpy())[0])) for frame in x]
-        return torch.cat(frames)
+        request = self._for_shape((1, *x.shape[1:]))
+        out = np.empty((len(x), *request.model_outputs[0].shape[1:]), np.float32)
+        for i, frame in enumerate(x):
+            out[i] = request.infer([frame[None]], share_inputs=True, share_outputs=True)[0]
+        return out
 
     def _for_shape(self, shape: tuple[int, ...]) -> Any:
         if shape not in self._by_shape:
             model = self._model.clone()
             model.reshape(list(shape))
-            self._by_shape[shape] = self._core.compile_model(model, "CPU", self._settings)
+            compiled = self._core.compile_model(model, "CPU", self._settings)
+            self._by_shape[shape] = compiled.create_infer_request()
             if len(self._by_shape) > COMPILED_SIZES:
                 self._by_shape.popitem(last=False)
         self._by_shape.move_to_end(shape)
@@ -307,6 +314,7 @@ def load_enhancer(
     engine: str = "auto",
     precision: str = "auto",
     batch: int = BATCH,
+    v_z: NDArray[np.float32] | None = None,
 ) -> NetworkEnhancer:
     """Weights of the manifest, ready to run.
 
@@ -320,17 +328,23 @@ def load_enhancer(
         engine: See `choose_engine`.
         precision: See `choose_precision`.
         batch: See `NetworkEnhancer`.
+        v_z: The guide's vector (64,), for weights that take a guide; the others ignore it.
 
     Raises:
-        ModelError: The weights do not load, or device, engine or precision is not to be had.
+        ModelError: The weights do not load or lack their guide, or device, engine or precision is not to be had.
     """
     manifest = load_manifest() if manifest is None else manifest
-    contract = manifest.entry(key).input
+    entry = manifest.entry(key)
+    contract = entry.input
+    if entry.takes_guide and v_z is None:
+        raise ModelError(f"{key}: these weights need a stored guide")
     spec = EnhancerSpec(contract.channels, contract.multiple_of, whole=True, working_size=contract.working_size)
     place = choose_device(device)
     chosen_engine = choose_engine(engine, place)
     chosen = choose_precision(precision, place, chosen_engine)
     network = load_network(key, manifest)
+    if isinstance(network, HQGNetGenerator):
+        network = GuidedNetwork(network, torch.zeros(64) if v_z is None else torch.from_numpy(v_z.copy()))
     enhancer = NetworkEnhancer(network, spec, place, chosen_engine, chosen, batch=batch)
     if precision == "auto" and chosen != "fp32" and not measure_parity(enhancer).within(PARITY[chosen]):
         _log.warning("%s: %s is too far from float32 on this machine; float32 it is", key, chosen)

@@ -15,10 +15,21 @@ from medenhance_dicom.errors import ModelError
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["GateEntry", "InputContract", "Manifest", "WeightsEntry", "load_manifest", "load_network", "verify_all"]
+__all__ = [
+    "GateEntry",
+    "GuideEncoderEntry",
+    "InputContract",
+    "Manifest",
+    "WeightsEntry",
+    "load_guide_encoder",
+    "load_manifest",
+    "load_network",
+    "verify_all",
+]
 
 ENVIRONMENT = "MEDENHANCE_MODELS"
 FILE_NAME = "manifest.toml"
+GUIDED_NETWORK = "hqgnet"
 
 
 class _Entry(BaseModel):
@@ -56,6 +67,18 @@ class GateEntry(_Entry):
         return self
 
 
+class GuideEncoderEntry(_Entry):
+    """HQG-Net's cue extractor G, which makes guides; inference does not need it."""
+
+    file: str
+    """Path of the safetensors file, relative to the manifest."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    config: dict[str, Any] = {}
+    """The encoder's keyword arguments."""
+    size: int = Field(ge=64)
+    """Side of the square that a picture is brought to before it is encoded."""
+
+
 class WeightsEntry(_Entry):
     """One [weights.<key>] of the manifest."""
 
@@ -66,6 +89,8 @@ class WeightsEntry(_Entry):
     """A key of `networks.NETWORKS`."""
     config: dict[str, Any] = {}
     """The network's keyword arguments."""
+    guide_encoder: GuideEncoderEntry | None = None
+    """For network "hqgnet" alone."""
     input: InputContract
     gate: GateEntry
     device_uid: str = Field(pattern=r"^[0-9.]{1,64}$")
@@ -76,6 +101,23 @@ class WeightsEntry(_Entry):
     research_only: bool
     """True where the licence of the data or the state of validation forbids clinical use."""
     summary: str = ""
+
+    @model_validator(mode="after")
+    def _check_guide_encoder(self) -> WeightsEntry:
+        if self.guide_encoder is not None and self.network != GUIDED_NETWORK:
+            raise ValueError(f"guide_encoder is for network {GUIDED_NETWORK}")
+        return self
+
+    @property
+    def takes_guide(self) -> bool:
+        """Whether the network needs a stored guide."""
+        return self.method == GUIDED_NETWORK
+
+    @property
+    def method(self) -> str:
+        """What derived objects call it: the network, and of an HQG-Net without a guide also what stands for it."""
+        guidance = self.config.get("guidance", "guided") if self.network == GUIDED_NETWORK else "guided"
+        return self.network if guidance == "guided" else f"{self.network}-{guidance}"
 
 
 class Manifest(_Entry):
@@ -142,14 +184,64 @@ def load_network(key: str, manifest: Manifest | None = None) -> nn.Module:
         manifest: By default `load_manifest()`.
 
     Returns:
-        The network in eval mode, float32, on the CPU, without gradients; (B, C, H, W) in [-1, 1] to the same.
+        The network in eval mode, float32, on the CPU, without gradients; (B, C, H, W) in [-1, 1] to the same. An
+        HQG-Net comes as its bare generator, (B, C, H, W) in [0, 1] and v_z (B, 64) to (B, C, H, W) in [0, 1].
 
     Raises:
         ModelError: Unknown key or network, missing or altered file, keys or shapes that do not fit, non-finite weights.
     """
     manifest = load_manifest() if manifest is None else manifest
     entry = manifest.entry(key)
-    content = _verified_bytes(key, manifest)
+    return _filled(key, manifest, entry, entry.network)
+
+
+def load_guide_encoder(key: str, manifest: Manifest | None = None) -> nn.Module:
+    """Build the guide encoder of some weights and fill it with its verified weights.
+
+    Args:
+        key: A [weights.<key>] of network "hqgnet".
+        manifest: By default `load_manifest()`.
+
+    Returns:
+        The encoder as `load_network` returns networks; (B, C, H, W) in [0, 1] to (B, 64).
+
+    Raises:
+        ModelError: These weights have no guide encoder; otherwise as `load_network`.
+    """
+    manifest = load_manifest() if manifest is None else manifest
+    encoder = manifest.entry(key).guide_encoder
+    if encoder is None:
+        raise ModelError(f"{key}: {FILE_NAME} names no guide encoder for these weights")
+    return _filled(key, manifest, encoder, "guide_encoder")
+
+
+def verify_all(manifest: Manifest | None = None) -> dict[str, str | None]:
+    """Check every weights file against its sha256, the guide encoders' too.
+
+    Returns:
+        What is wrong by key, None where nothing is; a guide encoder's key is `<key> guide encoder`.
+
+    Raises:
+        ModelError: The manifest itself does not load.
+    """
+    manifest = load_manifest() if manifest is None else manifest
+    problems: dict[str, str | None] = {}
+    for key, entry in sorted(manifest.weights.items()):
+        files: list[tuple[str, WeightsEntry | GuideEncoderEntry]] = [(key, entry)]
+        if entry.guide_encoder is not None:
+            files.append((f"{key} guide encoder", entry.guide_encoder))
+        for name, file in files:
+            try:
+                _verified_bytes(key, manifest, file)
+                problems[name] = None
+            except ModelError as error:
+                problems[name] = str(error)
+    return problems
+
+
+def _filled(key: str, manifest: Manifest, entry: WeightsEntry | GuideEncoderEntry, name: str) -> nn.Module:
+    """Network `name` with the entry's config and weights, in eval mode."""
+    content = _verified_bytes(key, manifest, entry)
 
     import torch
     from safetensors import SafetensorError
@@ -166,41 +258,20 @@ def load_network(key: str, manifest: Manifest | None = None) -> nn.Module:
     if broken:
         raise ModelError(f"{key}: {entry.file} holds non-finite values in {broken[0]}")
     try:
-        network = build_network(entry.network, **entry.config)
+        network = build_network(name, **entry.config)
     except KeyError as error:
-        raise ModelError(f"{key}: no network '{entry.network}'") from error
-    except TypeError as error:
-        raise ModelError(f"{key}: config does not fit '{entry.network}': {error}") from error
+        raise ModelError(f"{key}: no network '{name}'") from error
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{key}: config does not fit '{name}': {error}") from error
     try:
         network.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        raise ModelError(f"{key}: {entry.file} does not fit '{entry.network}' with this config: {error}") from error
+        raise ModelError(f"{key}: {entry.file} does not fit '{name}' with this config: {error}") from error
     return network.eval().requires_grad_(False)
 
 
-def verify_all(manifest: Manifest | None = None) -> dict[str, str | None]:
-    """Check every weights file against its sha256.
-
-    Returns:
-        What is wrong by key, None where nothing is.
-
-    Raises:
-        ModelError: The manifest itself does not load.
-    """
-    manifest = load_manifest() if manifest is None else manifest
-    problems: dict[str, str | None] = {}
-    for key in sorted(manifest.weights):
-        try:
-            _verified_bytes(key, manifest)
-            problems[key] = None
-        except ModelError as error:
-            problems[key] = str(error)
-    return problems
-
-
-def _verified_bytes(key: str, manifest: Manifest) -> bytes:
+def _verified_bytes(key: str, manifest: Manifest, entry: WeightsEntry | GuideEncoderEntry) -> bytes:
     """The file's bytes, read once: what was hashed is what gets loaded."""
-    entry = manifest.entry(key)
     path = (manifest.root / entry.file).resolve()
     if not path.is_relative_to(manifest.root.resolve()):
         raise ModelError(f"{key}: {entry.file} lies outside the models folder")

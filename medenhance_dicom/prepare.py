@@ -14,6 +14,7 @@ from medenhance_dicom import intensity, masks, pyramid
 from medenhance_dicom.conventional import build_conventional
 from medenhance_dicom.enhancer import Enhancer, EnhancerSpec
 from medenhance_dicom.gate import Thresholds, Verdict
+from medenhance_dicom.guides import Guide
 from medenhance_dicom.provenance import Provenance, steps_of
 from medenhance_dicom.recipe import Recipe
 
@@ -52,6 +53,8 @@ class PreparedRecipe:
     """The network's or the conventional method's name."""
     weights_key: str | None = None
     weights_digest: str | None = None
+    guide_key: str | None = None
+    guide_digest: str | None = None
 
     def region(self, unit: Unit, padding: Mask | None) -> Mask:
         """Where a frame may change: inside the field of view, off burned-in text, off padding.
@@ -130,6 +133,8 @@ class PreparedRecipe:
             made=made,
             weights=self.weights_key,
             weights_digest=self.weights_digest,
+            guide=self.guide_key,
+            guide_digest=self.guide_digest,
             steps=steps_of(recipe.derived.steps),
             parameters=", ".join(f"{k} {v}" for k, v in parameters.items()),
             lassim=verdict.lassim,
@@ -164,7 +169,9 @@ def _is_full(batch: list[Any]) -> bool:
     return len(batch) >= BATCH_FRAMES or (len(batch) + 1) * batch[0].unit.size > BATCH_PIXELS
 
 
-def prepare_recipe(recipe: Recipe, *, device: str, engine: str, precision: str) -> PreparedRecipe:
+def prepare_recipe(
+    recipe: Recipe, *, device: str, engine: str, precision: str, guide: Guide | None = None
+) -> PreparedRecipe:
     """Load what a recipe needs.
 
     Args:
@@ -172,9 +179,10 @@ def prepare_recipe(recipe: Recipe, *, device: str, engine: str, precision: str) 
         device: As `inference.choose_device` takes it.
         engine: As `inference.choose_engine` takes it.
         precision: As `inference.choose_precision` takes it.
+        guide: What leads the network, see `guides.choose_guide`; None for recipes that take none.
 
     Raises:
-        ModelError: Its weights are missing or altered, or do not run here.
+        ModelError: Its weights are missing or altered, lack their guide, or do not run here.
     """
     if recipe.enhancer.method != "network":
         thresholds = _thresholds(recipe, DEFAULT_THRESHOLDS)
@@ -186,13 +194,23 @@ def prepare_recipe(recipe: Recipe, *, device: str, engine: str, precision: str) 
     manifest = load_manifest()
     key = recipe.enhancer.weights or ""
     entry = manifest.entry(key)
-    network = load_enhancer(key, manifest=manifest, device=device, engine=engine, precision=precision)
+    v_z = guide.v_z if guide else None
+    network = load_enhancer(key, manifest=manifest, device=device, engine=engine, precision=precision, v_z=v_z)
     thresholds = _thresholds(recipe, Thresholds(entry.gate.minimum, entry.gate.warn_below))
     enhancer: Enhancer = network
     if recipe.enhancer.strength != 1:
         enhancer = Strengthened(network, recipe.enhancer.strength)
     return PreparedRecipe(
-        recipe, enhancer, thresholds, network.engine, network.precision, entry.network, key, entry.sha256
+        recipe,
+        enhancer,
+        thresholds,
+        network.engine,
+        network.precision,
+        entry.method,
+        weights_key=key,
+        weights_digest=entry.sha256,
+        guide_key=guide.key if guide else None,
+        guide_digest=guide.digest if guide else None,
     )
 
 

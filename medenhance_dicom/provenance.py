@@ -182,6 +182,8 @@ def own_equipment_item(provenance: Provenance, pixel_digest: str, zone_time: dat
     versions = [f"{MODEL_NAME} {__version__}"]
     if provenance.weights:
         versions.append(f"weights {provenance.weights}")
+    if provenance.guide:
+        versions.append(f"guide {provenance.guide}")
     if provenance.engine:
         versions.append(f"engine {provenance.engine} {provenance.precision}")
     versions += [f"{name} sha256:{digest[:32]}" for name, digest in full.items()]

@@ -62,8 +62,8 @@ class EnhancerRecipe(_Part):
     """network needs weights; the others need none."""
     weights: str | None = None
     """A key of models/manifest.toml."""
-    guide: str | None = None
-    """A stored guide that fits these weights."""
+    guide: str = "auto"
+    """A stored guide that fits these weights; auto: by modality and camera. Only networks led by a guide look at it."""
     strength: Annotated[float, Field(gt=0, le=2)] = 1.0
     """The network's change is multiplied by this; conventional methods have a parameter of their own."""
     parameters: dict[str, Parameter] = {}
@@ -73,7 +73,7 @@ class EnhancerRecipe(_Part):
     def _weights_only_for_networks(self) -> EnhancerRecipe:
         if self.method == "network" and not self.weights:
             raise ValueError("method network needs weights")
-        if self.method != "network" and (self.weights or self.guide):
+        if self.method != "network" and (self.weights or self.guide != "auto"):
             raise ValueError(f"method {self.method} takes no weights and no guide")
         return self
 

@@ -24,6 +24,7 @@ from medenhance_dicom.uids import INSTANCE_CREATOR_UID
 _EVERYWHERE = {"NumberOfFrames", "SourceImageSequence", "DerivationDescription", "DerivationCodeSequence"}
 _CHUNK = 1 << 20
 _DIGEST = re.compile(r"\b(recipe|weights|guide|pixels) sha256:([0-9a-f]{64})(?![0-9a-f])")
+_GUIDED = re.compile(r": recipe \S+, hqgnet\b(?!-)")
 _KNOWN_CODES = {(step.value, step.scheme): step.meaning for steps in CODES.values() for step in steps}
 _SAME_AS_SOURCE = (
     "FrameOfReferenceUID",
@@ -151,10 +152,12 @@ def _provenance(derived: Dataset, pixel_digest: str | None) -> Iterator[str]:
     if not {"recipe", "pixels"} <= digests.keys():
         yield "ContributionDescription: digests are missing"
         return
+    if "guide" not in digests and any(_GUIDED.search(said) for said in _descriptions(derived)):
+        yield "ContributionDescription: the method is led by a guide, and no guide's digest is there"
     if pixel_digest is not None and digests["pixels"] != pixel_digest:
         yield "PixelData: not the pixels whose digest was recorded"
     if derived.get("SOPInstanceUID") != derived_instance_uid(_source_uid(derived), digests):
-        yield "SOPInstanceUID: does not follow from source, recipe, weights and pixels"
+        yield "SOPInstanceUID: does not follow from source, recipe, weights, guide and pixels"
 
 
 def _references(derived: Dataset) -> Iterator[str]:
@@ -244,6 +247,12 @@ def _is_code(sequence: list[Dataset] | None, step: Step) -> bool:
 def _derivations(derived: Dataset) -> list[Dataset]:
     groups = derived.get("PerFrameFunctionalGroupsSequence") or []
     return [item for group in groups for item in (group.get("DerivationImageSequence") or [])[:1]]
+
+
+def _descriptions(derived: Dataset) -> list[str]:
+    """What the object, and its first frame, say of their derivation."""
+    places = [derived, *_derivations(derived)[:1]]
+    return [str(place.get("DerivationDescription") or "") for place in places]
 
 
 def _source_uid(derived: Dataset) -> str:

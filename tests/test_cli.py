@@ -55,7 +55,7 @@ def test_help_imports_neither_torch_nor_pydicom():
 
 
 def test_lists_import_no_torch():
-    for words in (["recipes", "list"], ["models", "list", "--json"]):
+    for words in (["recipes", "list"], ["models", "list", "--json"], ["guides", "list"], ["guides", "verify"]):
         script = (
             "import sys\nfrom medenhance_dicom.cli import app\n"
             f"try:\n    app({words!r})\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
@@ -96,6 +96,11 @@ def test_an_output_that_cannot_be_written_is_exit_7(samples, tmp_path):
 
 def test_missing_weights_are_exit_8(samples, tmp_path):
     run("enhance", samples / "study" / "op-fundus.dcm", "-o", tmp_path, "--weights", "none-such", code=8)
+
+
+def test_a_guide_that_no_recipe_takes_is_exit_2(samples, tmp_path):
+    done = run("enhance", samples / "study" / "us-abdomen.dcm", "-o", tmp_path, "--guide", "clear-eye", code=2)
+    assert "no recipe chosen here takes a guide (us-clahe)" in done.stderr
 
 
 def test_an_unknown_recipe_is_exit_2(samples, tmp_path):

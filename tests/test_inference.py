@@ -343,3 +343,47 @@ def test_a_reduced_precision_that_is_too_far_off_is_not_kept(models, monkeypatch
     assert load_enhancer("tiny", manifest=models, device="cpu", engine="torch").precision == "fp32"
     wanted = load_enhancer("tiny", manifest=models, device="cpu", engine="torch", precision="bf16")
     assert wanted.precision == "bf16"
+
+
+@pytest.fixture
+def guided_models(tmp_path):
+    torch.manual_seed(0)
+    generator = build_network("hqgnet", channels=3, width=4, norm="instance", head="gain")
+    with torch.no_grad():
+        generator.last.weight.normal_(0, 0.1)
+        for block in generator.vin:
+            block.fc.weight.normal_(0, 0.1)
+    content = save({k: t.contiguous() for k, t in generator.state_dict().items()})
+    (tmp_path / "tiny.safetensors").write_bytes(content)
+    (tmp_path / "manifest.toml").write_text(f"""
+[weights.tiny]
+file = "tiny.safetensors"
+sha256 = "{hashlib.sha256(content).hexdigest()}"
+network = "hqgnet"
+config = {{ channels = 3, width = 4, norm = "instance", head = "gain" }}
+input = {{ channels = 3, multiple_of = 16, working_size = 256 }}
+gate = {{ minimum = 0.8, warn_below = 0.9 }}
+device_uid = "2.25.1"
+licence = "none"
+research_only = true
+""")
+    return load_manifest(tmp_path), generator.eval()
+
+
+@pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=needs_openvino)])
+def test_a_guided_network_runs_with_its_guide_bound(guided_models, engine):
+    manifest, generator = guided_models
+    frames, v_z = COLOUR[:, :64, :96], np.linspace(-2, 2, 64, dtype=np.float32)
+    with torch.no_grad():
+        x = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+        expected = generator(x, torch.from_numpy(v_z)[None]).permute(0, 2, 3, 1).numpy()
+    enhance = load_enhancer("tiny", manifest=manifest, device="cpu", engine=engine, precision="fp32", v_z=v_z)
+    assert np.abs(expected - frames).mean() > 0.01
+    assert np.abs(enhance(frames) - expected).max() < PARITY["fp32"].maximum
+    other = load_enhancer("tiny", manifest=manifest, device="cpu", engine="torch", precision="fp32", v_z=-v_z)
+    assert np.abs(other(frames) - expected).max() > 0.01
+
+
+def test_a_guided_network_without_a_guide_is_refused(guided_models):
+    with pytest.raises(ModelError, match="need a stored guide"):
+        load_enhancer("tiny", manifest=guided_models[0], device="cpu", engine="torch")

@@ -11,7 +11,7 @@ from safetensors.torch import save
 
 from medenhance_dicom import manifest as module
 from medenhance_dicom.errors import ModelError
-from medenhance_dicom.manifest import load_manifest, load_network, verify_all
+from medenhance_dicom.manifest import load_guide_encoder, load_manifest, load_network, verify_all
 from medenhance_dicom.networks import build_network
 
 CONFIG = {"channels": 1, "width": 2}
@@ -87,6 +87,9 @@ def test_the_folder_can_be_named_by_the_environment(tmp_path, monkeypatch):
         ({"licence": None}, r"weights\.tiny\.licence: Field required"),
         ({"colour": '"red"'}, r"weights\.tiny\.colour: Extra inputs"),
         ({"network": "stillgan"}, "not a manifest"),
+        ({"guide_encoder": f'{{ file = "e", sha256 = "{"0" * 64}", size = 64 }}'}, "is for network hqgnet"),
+        ({"network": '"hqgnet"', "guide_encoder": '{ file = "e", size = 64 }'}, r"tiny\.guide_encoder\.sha256"),
+        ({"network": '"hqgnet"', "guide_encoder": f'{{ file = "e", sha256 = "{"0" * 64}", size = 9 }}'}, "size"),
     ],
 )
 def test_a_wrong_entry_is_named_with_file_and_key(tmp_path, changes, message):
@@ -144,6 +147,63 @@ def test_one_flipped_bit_is_found(tmp_path):
     content[-1] ^= 1
     file.write_bytes(content)
     assert "was altered" in verify_all(manifest)["tiny"]
+
+
+def write_guided(folder, **changes):
+    """As `write_models`, of an HQG-Net; its guide encoder's file is `weights/encoder.safetensors`."""
+    torch.manual_seed(0)
+    config = {"channels": 1, "width": 2, "norm": "instance"}
+    tensors = build_network("hqgnet", **config).state_dict()
+    encoder = {k: t.contiguous() for k, t in build_network("guide_encoder", channels=1, width=2).state_dict().items()}
+    content = save(encoder)
+    said = {
+        "network": '"hqgnet"',
+        "config": '{ channels = 1, width = 2, norm = "instance" }',
+        "input": "{ channels = 1, multiple_of = 16 }",
+        "guide_encoder": '{ file = "weights/encoder.safetensors", size = 64, config = { channels = 1, width = 2 }, '
+        f'sha256 = "{hashlib.sha256(content).hexdigest()}" }}',
+    }
+    write_models(folder, tensors=tensors, **(said | changes))
+    (folder / "weights" / "encoder.safetensors").write_bytes(content)
+    return folder
+
+
+def test_a_guide_encoder_loads_beside_its_generator(tmp_path):
+    manifest = load_manifest(write_guided(tmp_path))
+    entry = manifest.entry("tiny")
+    assert (entry.takes_guide, entry.method, entry.guide_encoder.size) == (True, "hqgnet", 64)
+    with torch.no_grad():
+        v_z = load_guide_encoder("tiny", manifest)(torch.rand(2, 1, 64, 64))
+        assert load_network("tiny", manifest)(torch.rand(2, 1, 32, 48), v_z).shape == (2, 1, 32, 48)
+    assert v_z.shape == (2, 64)
+    assert verify_all(manifest) == {"tiny": None, "tiny guide encoder": None}
+
+
+def test_a_missing_or_altered_guide_encoder_stops_only_itself(tmp_path):
+    manifest = load_manifest(write_guided(tmp_path))
+    file = tmp_path / "weights" / "encoder.safetensors"
+    file.write_bytes(file.read_bytes() + b"\0")
+    for message in ("was altered", "No such file"):
+        with pytest.raises(ModelError, match=message):
+            load_guide_encoder("tiny", manifest)
+        assert message in verify_all(manifest)["tiny guide encoder"]
+        assert verify_all(manifest)["tiny"] is None
+        assert load_network("tiny", manifest).channels == 1
+        file.unlink(missing_ok=True)
+
+
+def test_other_weights_have_no_guide_encoder(tmp_path):
+    manifest = load_manifest(write_models(tmp_path))
+    assert not manifest.entry("tiny").takes_guide
+    with pytest.raises(ModelError, match="no guide encoder"):
+        load_guide_encoder("tiny", manifest)
+
+
+@pytest.mark.parametrize("guidance", ["none", "learned"])
+def test_an_unguided_generator_takes_no_guide_and_says_so(tmp_path, guidance):
+    config = f'{{ channels = 1, width = 2, guidance = "{guidance}" }}'
+    entry = load_manifest(write_guided(tmp_path, config=config, guide_encoder=None)).entry("tiny")
+    assert (entry.takes_guide, entry.method) == (False, f"hqgnet-{guidance}")
 
 
 def test_reading_and_verifying_imports_no_torch(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from medenhance_dicom.networks import build_network
+from medenhance_dicom.networks.heads import apply_gain
 from medenhance_dicom.training.discriminators import PatchDiscriminator
 
 
@@ -66,6 +67,24 @@ def test_a_gain_head_starts_as_the_identity():
     x = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.inference_mode():
         assert torch.allclose(build_network("stillgan", width=2, head="gain")(x), x, atol=1e-6)
+
+
+def test_the_gain_is_a_bounded_exponent_and_the_offset_is_added():
+    x = torch.tensor([-0.6, 0.2]).view(1, 2, 1, 1)  # 0.2 and 0.6 of the unit range
+    h = torch.tensor([0.5, -0.5, 0.1, 0.0]).view(1, 4, 1, 1)
+    expected = [2 * (0.2 * 2.0000568 + 0.0996680) - 1, 2 * 0.6 / 2.0000568 - 1]  # e^(1.5 tanh(1/2)), tanh(1/10)
+    assert apply_gain(x, h, normalised=False).flatten().tolist() == pytest.approx(expected, abs=1e-5)
+    assert apply_gain(x, 100 * h, normalised=False).flatten().tolist() == pytest.approx(
+        [1.0, 2 * 0.6 * 0.2231302 - 1], abs=1e-5
+    )
+
+
+def test_the_normalised_gain_sees_no_brightness_and_no_contrast():
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    y = apply_gain(x, torch.zeros(2, 2, 8, 8), normalised=True)
+    assert torch.allclose(y, apply_gain(0.3 * x + 0.5, torch.zeros(2, 2, 8, 8), normalised=True), atol=1e-5)
+    assert ((y + 1) / 2).mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.37, 0.37], abs=1e-5)
+    assert ((y + 1) / 2).std(dim=(1, 2, 3), correction=0).tolist() == pytest.approx([0.1, 0.1], abs=1e-5)
 
 
 def test_a_misspelt_option_is_an_error():

@@ -80,6 +80,14 @@ def test_a_network_needs_weights_and_the_others_take_none(tmp_path):
         load_recipe(write(tmp_path, MINIMAL.replace('"clahe"', '"network"')))
     with pytest.raises(RecipeError, match="takes no weights"):
         load_recipe(write(tmp_path, MINIMAL + 'weights = "x"'))
+    with pytest.raises(RecipeError, match="no guide"):
+        load_recipe(write(tmp_path, MINIMAL + 'guide = "x"'))
+
+
+def test_a_guide_is_chosen_unless_named(tmp_path):
+    assert load_recipe(write(tmp_path, MINIMAL)).enhancer.guide == "auto"
+    led = MINIMAL.replace('"clahe"', '"network"\nweights = "w"\nguide = "clear-eye"')
+    assert load_recipe(write(tmp_path, led)).enhancer.guide == "clear-eye"
 
 
 def test_a_recipe_is_named_like_its_file(tmp_path):

@@ -16,8 +16,8 @@ from medenhance_dicom.training.checkpoint import load_checkpoint, save_checkpoin
 from medenhance_dicom.training.data import list_pictures, load_picture
 from medenhance_dicom.training.degradation import DEGRADATIONS
 from medenhance_dicom.training.fit import fit
+from medenhance_dicom.training.method import PicturePool, cosine_rate, linear_decay
 from medenhance_dicom.training.recipe import Pictures, load_training_recipe
-from medenhance_dicom.training.stillgan import PicturePool
 
 TINY = """
 name = "tiny"
@@ -60,9 +60,146 @@ def drawn(tmp_path):
     return tmp_path
 
 
-def test_every_shipped_training_recipe_loads():
-    recipes = [load_training_recipe(p) for p in sorted((pipelines_folder() / "train").glob("*.toml"))]
-    assert {"stillgan-paper", "cfm-cornea-stillgan-compact", "op-fundus-stillgan-compact"} <= {r.name for r in recipes}
+SHIPPED = sorted((pipelines_folder() / "train").glob("*.toml"))
+METHOD = {
+    "cyclegan": {"weights.illumination": 0.0, "weights.structure": 0.0},
+    "lamegan": {
+        "weights.illumination": 0.0, "weights.structure": 0.0, "weights.identity": 0.0, "weights.perceptual": 0.25,
+        "network.generator": "resnet9",
+    },
+    "miinet": {
+        "weights.illumination": 0.0, "weights.structure": 0.0, "weights.perceptual": 0.5, "perceptual.space": "pixel",
+    },
+    "hqgnet": {"schedule.pretrain": 2, "network.guide_width": 2, "network.guide_size": 64, "network.norm": "instance"},
+    "enlightengan": {"weights.perceptual": 1.0, "perceptual.space": "pixel", "schedule.batch": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_training_recipe_loads(path):
+    assert load_training_recipe(path).name == path.stem
+
+
+def test_the_papers_have_their_recipes():
+    names = {path.stem for path in SHIPPED}
+    wanted = {"stillgan", "hqgnet", "lamegan", "miinet", "cyclegan", "enlightengan"}
+    assert {f"{name}-paper" for name in wanted} | {"hqgnet-light"} <= names
+
+
+def _recipe_of(drawn, method, **more):
+    return load_training_recipe(drawn / "tiny.toml", {"method": method, **METHOD.get(method, {}), **more})
+
+
+@pytest.mark.parametrize("method", ["stillgan", *METHOD])
+def test_each_method_goes_on_exactly_where_it_stopped(drawn, method):
+    recipe = _recipe_of(drawn, method)
+    seen = {"whole": [], "broken": []}
+
+    class StoppedError(Exception):
+        pass
+
+    def record(name, stop_at=None):
+        def report(step, total, terms):
+            seen[name].append((step, terms))
+            if step == stop_at:
+                raise StoppedError
+
+        return report
+
+    options = {"data_root": drawn, "device": "cpu", "precision": "32-true"}
+    fit(recipe, run=drawn / "whole", report=record("whole"), **options)
+    total = len(seen["whole"])
+    with pytest.raises(StoppedError):
+        fit(recipe, run=drawn / "broken", report=record("broken", total - 1), **options)
+    fit(recipe, run=drawn / "broken", resume=True, report=record("broken"), **options)
+    assert dict(seen["broken"]) == dict(seen["whole"])
+    a, b = (load_checkpoint(drawn / run / "last.safetensors") for run in ("whole", "broken"))
+    assert all(torch.equal(a["average"][k], b["average"][k]) for k in a["average"])
+    assert all(np.isfinite(list(terms.values())).all() for _, terms in seen["whole"])
+    kept = load_file(drawn / "whole/best.safetensors")
+    assert all(t.dtype in (torch.float16, torch.int64) for t in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "terms"),
+    [
+        ("stillgan", {"adversarial", "cycle", "identity", "illumination", "structure", "paired"}),
+        ("cyclegan", {"adversarial", "cycle", "identity", "paired"}),
+        ("lamegan", {"adversarial", "cycle", "perceptual", "paired"}),
+        ("hqgnet", {"adversarial", "haar", "content", "paired"}),
+        ("enlightengan", {"adversarial", "perceptual", "paired"}),
+    ],
+)
+def test_a_method_computes_its_own_terms_and_no_others(drawn, method, terms):
+    seen = {}
+    recipe = _recipe_of(
+        drawn, method, **{"schedule.warm_up": 0, "schedule.steps": 1, "schedule.constant": 1, "schedule.pretrain": 0}
+    )
+    fit(
+        recipe, data_root=drawn, run=drawn / "run", device="cpu", precision="32-true",
+        report=lambda step, total, found: seen.update(found),
+    )  # fmt: skip
+    assert set(seen) == terms | {"D"}
+
+
+@pytest.mark.parametrize("guidance", ["learned", "none"])
+def test_hqgnet_without_a_guide_trains_no_encoder(drawn, guidance):
+    recipe = _recipe_of(drawn, "hqgnet", **{"network.guidance": guidance})
+    seen = []
+    fit(
+        recipe, data_root=drawn, run=drawn / "run", device="cpu", precision="32-true",
+        report=lambda step, total, terms: seen.append(set(terms)),
+    )  # fmt: skip
+    assert len(seen) == recipe.schedule.warm_up + recipe.schedule.steps
+    assert not (drawn / "run/guide_encoder.safetensors").exists()
+
+
+def test_hqgnet_keeps_its_guide_encoder_and_stops_training_it(drawn):
+    recipe = _recipe_of(drawn, "hqgnet")
+    encoders = []
+
+    def look(step, total, terms):
+        if step > recipe.schedule.pretrain:
+            encoders.append((drawn / "run/guide_encoder.safetensors").read_bytes())
+
+    fit(recipe, data_root=drawn, run=drawn / "run", device="cpu", precision="32-true", report=look)
+    assert len(encoders) == recipe.schedule.warm_up + recipe.schedule.steps
+    assert len(set(encoders)) == 1
+    assert {"G", "E"} <= set(load_checkpoint(drawn / "run/last.safetensors")["method"]["modules"])
+
+
+def test_a_run_keeps_a_diary(drawn):
+    recipe = load_training_recipe(drawn / "tiny.toml")
+    run = drawn / "run"
+    fit(recipe, data_root=drawn, run=run, device="cpu", precision="32-true")
+    assert {p.name for p in (run / "samples").iterdir()} == {f"step_{n:06d}.png" for n in (2, 4, 6, 7)}
+    with Image.open(run / "samples/step_000007.png") as strip:
+        assert strip.size == (3 * 256, 3 * 256)
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    found = events.EventAccumulator(str(run / "tensorboard"))
+    found.Reload()
+    assert {"warm_up/paired", "validation/psnr"} <= set(found.Tags()["scalars"])
+    assert found.Tags()["images"] == ["low, enhanced, true"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "cyclegan"}, "neither illumination nor structure"),
+        ({"method": "lamegan", "weights.illumination": 0.0, "weights.structure": 0.0}, "needs weights.perceptual"),
+        ({"method": "enlightengan", "weights.perceptual": 1.0}, "perceptual.space"),
+        ({"task.mode": "joint"}, "task.pictures is empty"),
+    ],
+)
+def test_a_recipe_that_contradicts_its_method_is_refused(drawn, change, words):
+    with pytest.raises(RecipeError, match=words):
+        load_training_recipe(drawn / "tiny.toml", change)
+
+
+def test_rates_follow_their_schedules():
+    assert [round(linear_decay(e, 200, 100), 4) for e in (0, 99, 100, 199)] == [1, 1, round(1 - 1 / 101, 4), 0.0099]
+    assert cosine_rate(1.0, 0, 10) == 1
+    assert cosine_rate(1.0, 10, 10) == pytest.approx(0.02)
 
 
 def test_a_misspelt_key_names_file_and_key(drawn):
@@ -92,7 +229,7 @@ def test_a_stopped_and_resumed_run_ends_where_an_unbroken_one_does(drawn):
     a, b = (load_checkpoint(p.with_name("last.safetensors"))["average"] for p in (whole, broken))
     assert all(torch.equal(a[k], b[k]) for k in a)
     log = [json.loads(line) for line in (drawn / "whole/log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in log] == [2, 4, 6, 7]
+    assert [entry["step"] for entry in log] == [2, 4, 6, 7]  # also where a stage ends
     assert all(np.isfinite(entry["psnr"]) for entry in log)
     assert {"cycle", "identity", "illumination", "structure", "adversarial", "paired", "D"} <= set(log[-1])
     exported = load_file(whole)

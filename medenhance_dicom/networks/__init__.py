@@ -1,17 +1,43 @@
-"""The networks that inference needs: architecture and nothing else."""
+"""Architectures and nothing else: generators that inference runs, the guide encoder, networks of downstream tasks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from medenhance_dicom.networks.csnet import CSNet
+from medenhance_dicom.networks.enlightengan import EnlightenGANGenerator
+from medenhance_dicom.networks.guide_encoder import GuideDecoder, GuideEncoder
+from medenhance_dicom.networks.hqgnet import GuidedNetwork, HQGNetGenerator
+from medenhance_dicom.networks.resnet9 import ResNet9Generator
 from medenhance_dicom.networks.stillgan import StillGANGenerator
+from medenhance_dicom.networks.unet import UNet
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["NETWORKS", "StillGANGenerator", "build_network"]
+__all__ = [
+    "NETWORKS",
+    "CSNet",
+    "EnlightenGANGenerator",
+    "GuideDecoder",
+    "GuideEncoder",
+    "GuidedNetwork",
+    "HQGNetGenerator",
+    "ResNet9Generator",
+    "StillGANGenerator",
+    "UNet",
+    "build_network",
+]
 
-NETWORKS: dict[str, type[nn.Module]] = {"stillgan": StillGANGenerator}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "csnet": CSNet,
+    "enlightengan": EnlightenGANGenerator,
+    "guide_encoder": GuideEncoder,
+    "hqgnet": HQGNetGenerator,
+    "resnet9": ResNet9Generator,
+    "stillgan": StillGANGenerator,
+    "unet": UNet,
+}
 
 
 def build_network(name: str, **config: Any) -> nn.Module:
@@ -22,7 +48,8 @@ def build_network(name: str, **config: Any) -> nn.Module:
         config: The network's keyword arguments; an unknown one raises TypeError.
 
     Returns:
-        A module from (B, C, H, W) in [-1, 1] to the same shape and range.
+        A module. "stillgan", "resnet9" and "enlightengan" map (B, C, H, W) in [-1, 1] to the same shape and range;
+        "hqgnet" does so through `GuidedNetwork`; "guide_encoder" gives vectors, "csnet" and "unet" logits.
 
     Raises:
         KeyError: No network of that name.

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medenhance_dicom.networks.heads import Head, apply_gain
+
 Layout = Literal["figure", "released"]
-Head = Literal["tanh", "gain", "normalised_gain"]
 
 LEAK = 0.2
 LEVELS = 8
-MAXIMUM_LOG_GAIN = 1.5
 
 
 def _norm(channels: int) -> nn.Module:
@@ -112,17 +112,4 @@ class StillGANGenerator(nn.Module):
                 h = F.interpolate(h, scale_factor=2.0, mode="bilinear", align_corners=False)
             h = self.decoder[k](torch.cat([skips[k], h], dim=1))
         h = self.last(h)  # (B, C or 2C, H, W)
-        return torch.tanh(h) if self.head == "tanh" else self._apply_gain(x, h)
-
-    def _apply_gain(self, x: Tensor, h: Tensor) -> Tensor:
-        # Outside autocast's half precision: the picture's own grey levels pass here.
-        x, h = x.float(), h.float()
-        gain, offset = h.split(self.channels, dim=1)
-        if self.head == "gain":
-            base = (x + 1) / 2
-        else:
-            mean = x.mean(dim=(2, 3), keepdim=True)
-            deviation = (x - mean).square().mean(dim=(2, 3), keepdim=True).add(1e-8).sqrt()
-            base = 0.1 * (x - mean) / deviation + 0.37  # the brightness of flattened corneal frames
-        y = base * torch.exp(MAXIMUM_LOG_GAIN * torch.tanh(gain)) + torch.tanh(offset)
-        return (2 * y - 1).clamp(-1, 1)
+        return torch.tanh(h) if self.head == "tanh" else apply_gain(x, h, normalised=self.head == "normalised_gain")

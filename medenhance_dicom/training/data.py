@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.ndimage import binary_dilation
 from torch import Tensor
 
 from medenhance_dicom.errors import RecipeError
 from medenhance_dicom.training.degradation import DEGRADATIONS, Picture, flatten_light, lift_veil
-from medenhance_dicom.training.recipe import Data, Pictures
+from medenhance_dicom.training.recipe import Data, Pictures, TrainingRecipe
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 FULL = np.float32(255)
@@ -22,13 +24,13 @@ FUNDUS_FLOOR = 12  # grey level below which a fundus photograph's surround lies
 
 
 def list_pictures(root: Path, choice: Pictures) -> list[Path]:
-    """The files of one `Pictures` table, sorted by name.
+    """The files of one `Pictures` table, sorted by name, numbers in it by value.
 
     Raises:
         RecipeError: The folder or the table is missing, or nothing is left.
     """
     folder = root / choice.folder
-    files = sorted(p for p in folder.glob(choice.pattern) if p.suffix.lower() in SUFFIXES)
+    files = sorted((p for p in folder.glob(choice.pattern) if p.suffix.lower() in SUFFIXES), key=_by_number)
     if choice.table:
         table = root / choice.table
         if not table.is_file():
@@ -42,6 +44,11 @@ def list_pictures(root: Path, choice: Pictures) -> list[Path]:
     if not files:
         raise RecipeError(f"{folder}: no pictures match {choice.pattern!r}")
     return files
+
+
+def _by_number(path: Path) -> list[str | int]:
+    # Text and numbers alternate, so that like meets like: frame 9 comes before frame 10.
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
 
 
 def load_picture(path: Path, channels: int, size: int) -> NDArray[np.uint8]:
@@ -74,16 +81,30 @@ def _load_all(root: Path, choices: Sequence[Pictures], data: Data) -> list[NDArr
     return loaded
 
 
+def _load_masks(root: Path, choices: Sequence[Pictures], size: int, dilate: int) -> list[NDArray[np.bool_]]:
+    """Masks (size, size, 1), placed as `load_picture` places their pictures; True where they are above half."""
+    masks = [load_picture(path, 1, size) > 127 for choice in choices for path in list_pictures(root, choice)]
+    return [binary_dilation(m, np.ones((3, 3, 1)), iterations=dilate) for m in masks] if dilate else masks
+
+
 def to_batch(pictures: Sequence[Picture]) -> Tensor:
     """Pictures (H, W, C) in [0, 1] -> float32 (B, C, H, W) in [-1, 1]."""
     return torch.from_numpy(np.stack(pictures).astype(np.float32)).permute(0, 3, 1, 2).mul(2).sub(1).contiguous()
 
 
-class TrainingPictures:
-    """All pictures of a recipe; batches are functions of the random generator that is passed in."""
+Batch = dict[str, Tensor]
 
-    def __init__(self, root: Path, data: Data) -> None:
-        self.data = data
+
+class TrainingPictures:
+    """All pictures of a recipe; batches are functions of the random generator that is passed in.
+
+    Every picture in a batch is (B, C, size, size) in [-1, 1]. Names: `low` and `high` are unpaired, `pair_low` and
+    `pair_high` aligned, `guide` is any high one, `task_low` has its truth in `task_target` (B, 1, size, size) in {0, 1}.
+    """
+
+    def __init__(self, root: Path, recipe: TrainingRecipe) -> None:
+        self.recipe, self.data = recipe, recipe.data
+        data, task = recipe.data, recipe.task
         self.low, self.high = _load_all(root, data.low, data), _load_all(root, data.high, data)
         self.pairs_low = _load_all(root, data.pairs_low, data)
         self.pairs_high = _load_all(root, data.pairs_high, data)
@@ -92,17 +113,61 @@ class TrainingPictures:
         if len(self.pairs_low) != len(self.pairs_high):
             raise RecipeError(f"{len(self.pairs_low)} low and {len(self.pairs_high)} high halves do not make pairs")
         self.degrade = DEGRADATIONS.get(data.degradation)
+        self.task = self._with_masks(root, task.pictures, task.masks)
+        self.task_validation = self._with_masks(root, task.validation_pictures, task.validation_masks)
 
-    def unpaired(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        """A batch of low-quality and one of high-quality pictures, each (B, C, H, W) in [-1, 1]."""
+    def _with_masks(
+        self, root: Path, pictures: list[Pictures], masks: list[Pictures]
+    ) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+        loaded = _load_all(root, pictures, self.data)
+        truth = _load_masks(root, masks, self.data.size, self.recipe.task.dilate)
+        if len(loaded) != len(truth):
+            raise RecipeError(f"{len(loaded)} pictures of the task and {len(truth)} masks")
+        return list(zip(loaded, truth, strict=True))
+
+    def unpaired(self, rng: np.random.Generator) -> Batch:
+        """`low`, `high`; with them `pair_low`, `pair_high` and the task's where the recipe weighs them."""
+        batch = self.recipe.schedule.batch
         low = [_turn(self.low[i] / FULL, rng) for i in rng.integers(0, len(self.low), batch)]
         high = [_turn(self.high[i] / FULL, rng) for i in rng.integers(0, len(self.high), batch)]
-        return to_batch(low), to_batch(high)
+        out = {"low": to_batch(low), "high": to_batch(high)}
+        if self.recipe.weights.paired:
+            out |= self._pairs(rng, batch)
+        if self.recipe.task.mode != "none":
+            out |= self.segmented(rng)
+        return out
 
-    def pairs(self, rng: np.random.Generator, batch: int) -> tuple[Tensor, Tensor]:
-        """A batch of aligned (low, high), each (B, C, H, W) in [-1, 1]."""
+    def supervised(self, rng: np.random.Generator) -> Batch:
+        """`pair_low`, `pair_high`, and for HQG-Net as many of `guide`."""
+        batch = self.recipe.schedule.warm_up_batch
+        out = self._pairs(rng, batch)
+        if self.recipe.method == "hqgnet":
+            out["guide"] = to_batch([self.high[i] / FULL for i in rng.integers(0, len(self.high), batch)])
+        return out
+
+    def both_kinds(self, rng: np.random.Generator) -> Batch:
+        """`pictures` of high and low quality, half each."""
+        half = max(self.recipe.schedule.pretrain_batch // 2, 1)
+        chosen = [self.low[i] for i in rng.integers(0, len(self.low), half)]
+        chosen += [self.high[i] for i in rng.integers(0, len(self.high), half)]
+        return {"pictures": to_batch([_turn(p / FULL, rng) for p in chosen])}
+
+    def segmented(self, rng: np.random.Generator) -> Batch:
+        """`task_low` and `task_target`."""
+        low, target = [], []
+        for i in rng.integers(0, len(self.task), self.recipe.task.batch):
+            picture, mask = self.task[i]
+            unit = (picture / FULL).astype(np.float32)
+            if self.degrade and rng.random() < self.recipe.task.degraded_fraction:
+                unit = self.degrade(unit, rng)
+            seed = rng.integers(0, 2**32)
+            low.append(_turn(unit, np.random.default_rng(seed)))
+            target.append(_turn(mask.astype(np.float32), np.random.default_rng(seed)))
+        return {"task_low": to_batch(low), "task_target": (to_batch(target) + 1) / 2}
+
+    def _pairs(self, rng: np.random.Generator, batch: int) -> Batch:
         halves = [self._pair(rng) for _ in range(batch)]
-        return to_batch([low for low, _ in halves]), to_batch([high for _, high in halves])
+        return {"pair_low": to_batch([low for low, _ in halves]), "pair_high": to_batch([high for _, high in halves])}
 
     def _pair(self, rng: np.random.Generator) -> tuple[Picture, Picture]:
         data = self.data
@@ -136,6 +201,15 @@ class TrainingPictures:
                 low = self.degrade(high, np.random.default_rng((7, i)))
             pairs.append((to_batch([low]), to_batch([high])))
         return pairs
+
+    def validation_task(self) -> list[tuple[Tensor, Tensor, NDArray[np.bool_]]]:
+        """Fixed (good picture, degraded picture, mask): two of (1, C, H, W) in [-1, 1], one (H, W)."""
+        triples = []
+        for i, (picture, mask) in enumerate(self.task_validation):
+            good = (picture / FULL).astype(np.float32)
+            poor = self.degrade(good, np.random.default_rng((13, i))) if self.degrade else good
+            triples.append((to_batch([good]), to_batch([poor]), mask[..., 0]))
+        return triples
 
 
 def _turn(picture: Picture, rng: np.random.Generator) -> Picture:

@@ -1,6 +1,8 @@
-"""StillGAN's losses as formulas (Ma et al., IEEE TMI 40(12), 2021). Pictures are (B, C, H, W) in [-1, 1].
+"""The papers' losses as formulas.
 
-Where paper and released code differ, the released code's choice is taken and said.
+StillGAN (Ma et al., IEEE TMI 40(12), 2021): pictures are (B, C, H, W) in [-1, 1]; where paper and released code differ,
+the released code's choice is taken and said. HQG-Net (He et al., arXiv 2307.07829): pictures in [0, 1]; from the paper
+alone, the released code has none of these losses. EnlightenGAN (Jiang et al., IEEE TIP 30, 2021): logits.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ GANMode = Literal["lsgan", "bce"]
 STRUCTURE_C = 0.03**2 / 2  # c of eq. (7), C3 of SSIM for pictures in [0, 1]
 STRUCTURE_WINDOW, STRUCTURE_SIGMA = 11, 1.5
 STRUCTURE_NOISE = 0.01
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # of pictures in [0, 1]
+GRAM_EPSILON = 1e-12
 
 
 def central_crop(x: Tensor, size: int | None) -> Tensor:
@@ -119,3 +123,137 @@ def cycle_loss(x: Tensor, x_cycled: Tensor) -> Tensor:
 def identity_loss(x: Tensor, x_same: Tensor) -> Tensor:
     """Eq. (3): mean |G(x) - x| for a picture that already is of the domain that G makes."""
     return (x_same - x).abs().mean()
+
+
+def relativistic_loss(real: Tensor, fake: Tensor, *, for_generator: bool) -> Tensor:
+    """Relativistic-average LSGAN, EnlightenGAN eq. (3)-(4): is a real picture more real than the mean generated one?
+
+    Discriminator: mean (D(r) - mean D(f) - 1)^2 + mean (D(f) - mean D(r))^2; generator: with r and f exchanged.
+
+    Args:
+        real: Logits of real pictures, any shape. The generator's gradient goes through them only by mean D(f).
+        fake: Logits of generated pictures.
+        for_generator: Which of the two.
+
+    Returns:
+        The sum of both terms, as the paper has it; the released code halves it, for both players.
+    """
+    better, worse = (fake, real) if for_generator else (real, fake)
+    return (better - worse.mean() - 1).square().mean() + (worse - better.mean()).square().mean()
+
+
+def _haar_split(x: Tensor) -> tuple[Tensor, Tensor]:
+    """One level of the orthonormal Haar transform: LL (B, C, H/2, W/2) and LH, HL, HH (B, 3C, H/2, W/2)."""
+    H, W = x.shape[-2:]
+    if H % 2 or W % 2:
+        raise ValueError(f"{H} x {W} does not split into 2 x 2 blocks")
+    p, q = x[..., 0::2, 0::2], x[..., 0::2, 1::2]
+    r, s = x[..., 1::2, 0::2], x[..., 1::2, 1::2]
+    return (p + q + r + s) / 2, torch.cat([p + q - r - s, p - q + r - s, p - q - r + s], dim=1) / 2
+
+
+def haar_bands(x: Tensor) -> Tensor:
+    """HF of HQG-Net eq. (7): the three high bands of one level of the orthonormal Haar transform, concatenated.
+
+    On each 2 x 2 block [[p, q], [r, s]]: LH = (p + q - r - s) / 2 answers to horizontal edges, HL = (p - q + r - s) / 2
+    to vertical ones, HH = (p - q - r + s) / 2 to diagonals. LL = (p + q + r + s) / 2 is left out.
+
+    Args:
+        x: (B, C, H, W) of any range, H and W even.
+
+    Returns:
+        (B, 3C, H/2, W/2): C channels of LH, then of HL, then of HH.
+
+    Raises:
+        ValueError: An odd side.
+    """
+    return _haar_split(x)[1]
+
+
+def haar_loss(x: Tensor, y: Tensor, *, bands: tuple[float, float, float] = (1.0, 1.0, 1.0), levels: int = 1) -> Tensor:
+    """L_Haar, eq. (7) of HQG-Net: mean |HF(x) - HF(y)| over all three bands; 0 iff x - y is constant on 2 x 2 blocks.
+
+    Args:
+        x: (B, C, H, W) in [0, 1], normally the enhanced picture; another range scales the loss.
+        y: Same shape, normally the input.
+        bands: Factors on vertical (HL), horizontal (LH) and diagonal (HH) detail. A band that is left out still counts
+            in the mean, so the losses of single bands add up to that of all.
+        levels: Further levels split the LL band, which holds twice the block's mean; the levels are averaged.
+
+    Raises:
+        ValueError: H or W is no multiple of 2^levels, or `levels` is below 1.
+    """
+    if levels < 1:
+        raise ValueError(f"levels is {levels}: at least 1 is needed")
+    vertical, horizontal, diagonal = bands
+    C = x.shape[1]
+    low = (x - y).float()  # the transform is linear
+    factors = low.new_tensor([horizontal, vertical, diagonal]).repeat_interleave(C).view(1, 3 * C, 1, 1)
+    total = low.new_zeros(())
+    for _ in range(levels):
+        low, high = _haar_split(low)
+        total = total + (factors * high).abs().mean()
+    return total / levels
+
+
+def gram_distance(a: Tensor, b: Tensor) -> Tensor:
+    """|| a a^T - b b^T ||_F of each row, without forming the matrices.
+
+    Computed as sqrt((|s|^2 |d|^2 + (s . d)^2) / 2) with s = a + b and d = a - b, which equals
+    sqrt(|a|^4 + |b|^4 - 2 (a . b)^2) without its cancellation of large terms. Blind to sign: 0 for b = -a.
+
+    Args:
+        a: (B, D).
+        b: (B, D).
+
+    Returns:
+        (B,) float32; 1e-6 in place of 0, where the root has no slope.
+    """
+    a, b = a.float(), b.float()
+    s, d = a + b, a - b
+    square = (s.square().sum(1) * d.square().sum(1) + (s * d).sum(1).square()) / 2
+    return (square + GRAM_EPSILON).sqrt()
+
+
+def gram_loss(a: Tensor, b: Tensor) -> Tensor:
+    """L_FC, eq. (8) of HQG-Net: mean over the batch of ||Gr(a) - Gr(b)||_F with Gr(v) = v v^T / D.
+
+    The paper's Gram matrix has no factor; / D keeps the loss from growing with the length of the vector.
+
+    Args:
+        a: (B, D), content vectors of the enhanced pictures.
+        b: (B, D), their targets. Detach them: v -> 0 on both sides would be a minimum.
+    """
+    return gram_distance(a, b).mean() / a.shape[1]
+
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Mean SSIM (Wang et al., IEEE TIP 13(4), 2004) over whole 11 x 11 Gaussian windows (sigma 1.5), per channel.
+
+    Args:
+        x: (B, C, H, W) in [0, 1], sides of at least 11.
+        y: Same shape.
+
+    Returns:
+        A float32 scalar in [-1, 1], differentiable.
+
+    Raises:
+        ValueError: A side is below 11.
+    """
+    C, H, W = x.shape[1:]
+    if min(H, W) < STRUCTURE_WINDOW:
+        raise ValueError(f"{H} x {W} holds no window of {STRUCTURE_WINDOW} x {STRUCTURE_WINDOW}")
+    u, v = x.float() - 0.5, y.float() - 0.5  # about 0, where differences of squares lose less to rounding
+    G = _gaussian_window(C, u)
+    with torch.autocast(u.device.type, enabled=False):
+        stacked = torch.cat([u, v, u * u, v * v, u * v])
+        mu_u, mu_v, uu, vv, uv = F.conv2d(stacked, G, groups=C).chunk(5)
+    structure = (2 * (uv - mu_u * mu_v) + SSIM_C2) / (uu - mu_u**2 + vv - mu_v**2 + SSIM_C2)
+    mu_u, mu_v = mu_u + 0.5, mu_v + 0.5
+    luminance = (2 * mu_u * mu_v + SSIM_C1) / (mu_u**2 + mu_v**2 + SSIM_C1)
+    return (luminance * structure).mean()
+
+
+def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
+    """HQG-Net's pre-training of the guide encoder: mean (x - y)^2 + 1 - SSIM(x, y), for pictures as in `ssim`."""
+    return (x.float() - y.float()).square().mean() + 1 - ssim(x, y)

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medenhance_dicom.errors import RecipeError
 
@@ -52,7 +52,7 @@ class Data(_Table):
     """Low-quality halves of pixel-aligned pairs; empty: pairs are made by degrading `high`."""
     pairs_high: list[Pictures] = []
     """The other halves, in the same order."""
-    degradation: Literal["none", "fundus", "cornea"] = "none"
+    degradation: Literal["none", "fundus", "cornea", "endoscopy"] = "none"
     """Seeded degradation model that makes pairs from high-quality pictures."""
     degraded_fraction: float = 0.5
     """How many of the pairs are made by degradation where real ones exist too."""
@@ -68,29 +68,55 @@ class Data(_Table):
 
 
 class Network(_Table):
-    """The generator's configuration and the discriminator's width."""
+    """The configurations of generator, discriminator and guide encoder."""
 
+    generator: Literal["resunet", "resnet9"] = "resunet"
+    """Of the methods with a cycle."""
     width: int = 64
     layout: Literal["figure", "released"] = "figure"
     head: Literal["tanh", "gain", "normalised_gain"] = "tanh"
+    """HQG-Net's own "tanh" is a Sigmoid."""
     discriminator_width: int = 64
+    stem: Literal["full", "light"] = "full"
+    """HQG-Net: "full" is the paper's preset, "light" has torchvision's strides."""
+    norm: Literal["batch", "instance"] = "batch"
+    """HQG-Net's encoder."""
+    adaptive: Literal["adalin", "adain", "adaln"] = "adalin"
+    """HQG-Net's normalisation in VIN."""
+    guidance: Literal["guided", "learned", "none"] = "guided"
+    """HQG-Net: by an encoded picture, by a learned vector, or not at all."""
+    guide_width: int = 64
+    """HQG-Net's guide encoder, a ResNet-18."""
+    guide_size: int = 256
+    """Side in pixels of the pictures that the guide encoder sees."""
 
 
 class Weights(_Table):
-    """Weights of the loss terms, in the paper's symbols."""
+    """Weights of the loss terms, in the papers' symbols. A term with weight 0 is not computed."""
 
+    adversarial: float = 1.0
+    """HQG-Net: lambda_2."""
     cycle: float = 10.0
-    """lambda_1."""
+    """StillGAN: lambda_1."""
     identity: float = 5.0
-    """lambda_2."""
+    """StillGAN: lambda_2."""
     illumination: float = 1.0
-    """alpha."""
+    """StillGAN: alpha."""
     structure: float = 5.0
-    """beta."""
+    """StillGAN: beta."""
+    perceptual: float = 0.0
+    """LaMEGAN: 0.25, MIINet: 0.5; EnlightenGAN: 1, self feature preserving."""
+    haar: float = 1.0
+    """HQG-Net: of L_Haar with the mean norm; the paper does not say which norm it takes."""
+    haar_bands: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """HQG-Net: factors on the vertical, horizontal and diagonal detail."""
+    haar_levels: int = 1
+    content: float = 10.0
+    """HQG-Net: lambda_1, of L_FC."""
     paired: float = 0.0
-    """Mean |G_A(x) - y| on pairs during the unpaired stage; 0 in the paper."""
+    """Mean |G_A(x) - y| on pairs during the unpaired stage; 0 in the papers."""
     lassim: float = 0.0
-    """1 - LaSSIM(x, G_A(x)), in both stages; 0 in the paper."""
+    """1 - LaSSIM(x, G_A(x)), in both stages; 0 in the papers."""
     gan_mode: Literal["lsgan", "bce"] = "lsgan"
     patches: tuple[int, ...] = (48, 96)
     """Block sizes of the illumination loss."""
@@ -98,9 +124,50 @@ class Weights(_Table):
     """Side of the window for illumination and structure losses."""
 
 
+class Perceptual(_Table):
+    """The perceptual term of LaMEGAN ("laplacian"), MIINet and EnlightenGAN ("pixel")."""
+
+    space: Literal["laplacian", "pixel"] = "laplacian"
+    vgg: Path | None = None
+    """VGG-19 weights as safetensors with the keys `features.N.weight`; without them 1 - SSIM stands in."""
+    vgg_sha256: str | None = None
+
+
+class Task(_Table):
+    """A downstream task that trains along (HQG-Net, eq. 12-18): vessels, nerves or polyps to be segmented."""
+
+    mode: Literal["none", "frozen", "joint"] = "none"
+    """"frozen": the enhancer learns from the segmenter, not the reverse."""
+    network: Literal["csnet", "unet"] = "csnet"
+    width: int = 8
+    poolings: int = 3
+    channels: Literal[1, 3] = 3
+    """Channels that the segmenter takes; a colour picture is given to one channel as its green plane."""
+    loss: Literal["mse_dice", "bce_dice"] = "mse_dice"
+    weights: Path | None = None
+    """Safetensors that a run with `method = "segmenter"` made."""
+    enhancer_weight: float = 5.0
+    """lambda_3: the enhancer's own loss is multiplied by it, the task's is added."""
+    rate: float = 1e-4
+    batch: int = 2
+    dilate: int = 0
+    """Pixels by which thin truth (centre lines) is widened."""
+    pictures: list[Pictures] = []
+    masks: list[Pictures] = []
+    """In the same order as `pictures`; what is above half is foreground."""
+    validation_pictures: list[Pictures] = []
+    validation_masks: list[Pictures] = []
+    degraded_fraction: float = 1.0
+    """How many of the pictures are degraded; a segmenter for good pictures is trained with 0."""
+
+
 class Schedule(_Table):
     """How long, how fast, how often to look."""
 
+    pretrain: int = 0
+    """HQG-Net: steps of the guide encoder's auto-encoder."""
+    pretrain_batch: int = 4
+    pretrain_rate: float = 1e-3
     warm_up: int = 0
     """Supervised steps on pairs before the unpaired stage."""
     steps: int
@@ -128,11 +195,28 @@ class TrainingRecipe(_Table):
 
     name: str
     summary: str
-    method: Literal["stillgan"] = "stillgan"
+    method: Literal["stillgan", "cyclegan", "lamegan", "miinet", "hqgnet", "enlightengan", "segmenter"] = "stillgan"
     data: Data
     network: Network = Field(default_factory=Network)
     weights: Weights = Field(default_factory=Weights)
+    perceptual: Perceptual = Field(default_factory=Perceptual)
+    task: Task = Field(default_factory=Task)
     schedule: Schedule
+
+    @model_validator(mode="after")
+    def _check_method(self) -> TrainingRecipe:
+        own = (self.weights.illumination, self.weights.structure)
+        if self.method in ("cyclegan", "lamegan", "miinet") and any(own):
+            raise ValueError(f"{self.method} has neither illumination nor structure: set both weights to 0")
+        if self.method in ("lamegan", "miinet", "enlightengan") and not self.weights.perceptual:
+            raise ValueError(f"{self.method} needs weights.perceptual")
+        if self.method == "enlightengan" and self.perceptual.space != "pixel":
+            raise ValueError('enlightengan needs perceptual.space = "pixel": its patches have no third level')
+        if self.method == "segmenter" and self.task.mode != "none":
+            raise ValueError("a segmenter trains alone: leave task.mode out")
+        if (self.task.mode != "none" or self.method == "segmenter") and not self.task.pictures:
+            raise ValueError("task.pictures is empty")
+        return self
 
 
 def load_training_recipe(path: Path, overrides: dict[str, Any] | None = None) -> TrainingRecipe:

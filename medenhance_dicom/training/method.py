@@ -1,0 +1,201 @@
+"""What a training method is: networks and optimizers of one run, and the stages it goes through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medenhance_dicom.lassim import lassim
+from medenhance_dicom.training.data import TrainingPictures
+from medenhance_dicom.training.recipe import TrainingRecipe
+from medenhance_dicom.training.tasks import Cooperation
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+Batch = dict[str, Tensor]
+Terms = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of steps of one kind."""
+
+    name: str
+    steps: int
+    draw: Callable[[np.random.Generator], Batch]
+    """A batch on the CPU. Called from another thread, one step ahead; must depend on the generator alone."""
+    learn: Callable[[int, Batch, np.random.Generator], Terms]
+    """One optimization: (step within the stage, the batch on the device, the rest of the generator) -> loss terms."""
+    validates: bool = True
+    """False: the network that is kept does not change in this stage."""
+
+
+class Method:
+    """Base of all methods.
+
+    Subclasses fill `modules`, `optimizers` and `pools`, name the module that is `kept`, and list their stages.
+    """
+
+    kept: ClassVar[str]
+
+    def __init__(self, recipe: TrainingRecipe, fabric: Fabric, pictures: TrainingPictures) -> None:
+        self.recipe, self.fabric, self.pictures = recipe, fabric, pictures
+        self.modules: dict[str, nn.Module] = {}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.pools: dict[str, PicturePool] = {}
+        self.cooperation = Cooperation.of(recipe, fabric)
+        if self.cooperation is not None:
+            self.modules["task"] = self.cooperation.network
+            self.optimizers |= self.cooperation.optimizers
+
+    @property
+    def network(self) -> nn.Module:
+        """The module that is kept."""
+        return self.modules[self.kept]
+
+    def stages(self) -> list[Stage]:
+        """The run's stages in their order."""
+        raise NotImplementedError
+
+    def runnable(self, network: nn.Module) -> nn.Module:
+        """A copy of the kept network as inference runs it: (B, C, H, W) in [-1, 1] to the same."""
+        return network
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Scores of a copy of the kept network on the validation pictures; "score" is what the best is chosen by."""
+        scores = enhancement_scores(self.runnable(network), self.pictures.validation(), self.fabric)
+        below = max(0.0, self.recipe.schedule.minimum_lassim - scores["lassim_to_input"])
+        return {"score": scores["psnr"] - 1000 * below, **scores}
+
+    def samples(self, network: nn.Module) -> Tensor | None:
+        """Rows of low, enhanced and true validation pictures, (3, H, W) in [0, 1]; None: nothing to see."""
+        run, rows = self.runnable(network).eval(), []
+        for low, high in self.pictures.validation()[:4]:
+            with torch.inference_mode(), self.fabric.autocast():
+                out = run(self.fabric.to_device(low)).float().cpu()
+            rows.append(torch.cat([low[0], out[0], high[0]], dim=2))
+        picture = (torch.cat(rows, dim=1).clamp(-1, 1) + 1) / 2
+        return picture.expand(3, -1, -1)
+
+    def companions(self) -> dict[str, nn.Module]:
+        """Modules that are kept beside the network, by file stem; a task that trained along is one."""
+        joint = self.cooperation is not None and self.cooperation.stepped
+        return {"task": self.modules["task"]} if joint else {}
+
+    def set_up(self, modules: dict[str, nn.Module]) -> None:
+        """Hand modules to Fabric: device, precision, data-parallel."""
+        for name, module in modules.items():
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.modules[name] = self.fabric.setup_module(module)
+
+    def adam(
+        self, parameters: Iterable[nn.Parameter], rate: float, betas: tuple[float, float]
+    ) -> torch.optim.Optimizer:
+        """An Adam that Fabric knows."""
+        return self.fabric.setup_optimizers(torch.optim.Adam(parameters, lr=rate, betas=betas))
+
+    def descend(self, total: Tensor, *optimizers: str) -> None:
+        """Gradients of `total`, one step of each named optimizer."""
+        for name in optimizers:
+            self.optimizers[name].zero_grad(set_to_none=True)
+        self.fabric.backward(total)
+        for name in optimizers:
+            self.optimizers[name].step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that `load_state_dict` needs to go on as if never stopped."""
+        return {
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "pools": {name: pool.pictures for name, pool in self.pools.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        for name, pool in self.pools.items():
+            pool.pictures = [picture.to(self.fabric.device) for picture in state["pools"][name]]
+
+
+class PicturePool:
+    """The last generated pictures (Shrivastava et al., CVPR 2017): half of the time an older one is handed out."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.pictures: list[Tensor] = []
+
+    def exchange(self, batch: Tensor, rng: np.random.Generator) -> Tensor:
+        """(B, C, H, W) in, as many out, some of them from earlier calls."""
+        if self.size == 0:
+            return batch
+        out = []
+        for picture in batch.detach().float():
+            if len(self.pictures) < self.size:
+                self.pictures.append(picture)
+                out.append(picture)
+            elif rng.random() < 0.5:
+                i = int(rng.integers(0, self.size))
+                out.append(self.pictures[i])
+                self.pictures[i] = picture
+            else:
+                out.append(picture)
+        return torch.stack(out)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = float(rate)
+
+
+def cosine_rate(rate: float, step: int, steps: int) -> float:
+    """From `rate` down to a fiftieth of it along half a cosine."""
+    return rate * (0.5 * (1 + np.cos(np.pi * step / max(steps, 1))) * 0.98 + 0.02)
+
+
+def linear_decay(step: int, steps: int, constant: int) -> float:
+    """Factor on the rate: 1 for `constant` steps, then linearly to zero."""
+    return 1 - max(0, step + 1 - constant) / max(steps - constant + 1, 1)
+
+
+def lassim_loss(x: Tensor, y: Tensor) -> Tensor:
+    """1 - mean LaSSIM of (B, C, H, W) in [-1, 1], outside half precision."""
+    with torch.autocast(x.device.type, enabled=False):
+        return 1 - lassim((x.float() + 1) / 2, (y.float() + 1) / 2).mean()
+
+
+def enhancement_scores(network: nn.Module, pairs: list[tuple[Tensor, Tensor]], fabric: Fabric) -> dict[str, float]:
+    """Over fixed pairs, the mean PSNR in dB to the truth and the mean LaSSIM to the input.
+
+    `psnr` is of all outputs, `psnr_input` of the degraded inputs, `psnr_unchanged` of good pictures to themselves.
+    """
+    network.eval()
+    before, after, unchanged, structure = [], [], [], []
+    with torch.inference_mode(), fabric.autocast():
+        for pair in pairs:
+            low, high = (fabric.to_device(half) for half in pair)
+            out = network(low).float()
+            after.append(psnr(out, high))
+            structure.append(float(lassim((low + 1) / 2, (out + 1) / 2)))
+            if torch.equal(low, high):
+                unchanged.append(after[-1])
+            else:
+                before.append(psnr(low, high))
+    scores = {"psnr": float(np.mean(after)), "psnr_input": float(np.mean(before)) if before else float("nan")}
+    scores["lassim_to_input"] = float(np.mean(structure))
+    return scores | ({"psnr_unchanged": float(np.mean(unchanged))} if unchanged else {})
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    """In dB, of pictures in [-1, 1], at most 60."""
+    error = (x - y).square().mean().item() / 4  # [-1, 1] has a range of 2
+    return min(-10 * np.log10(error + 1e-12), 60.0)
