@@ -99,7 +99,7 @@ class TrainingPictures:
     """All pictures of a recipe; batches are functions of the random generator that is passed in.
 
     Every picture in a batch is (B, C, size, size) in [-1, 1]. Names: `low` and `high` are unpaired, `pair_low` and
-    `pair_high` aligned, `guide` is any high one, `task_low` has its truth in `task_target` (B, 1, size, size) in {0, 1}.
+    `pair_high` aligned, `guide` is any high one, `task_low` has its truth in `task_target` (B, 1, size, size), 0 or 1.
     """
 
     def __init__(self, root: Path, recipe: TrainingRecipe) -> None:
