@@ -127,7 +127,7 @@ def degrade_endoscopy(picture: Picture, rng: np.random.Generator) -> Picture:
     """Veil, uneven light, fog, defocus, old video and noise on an endoscopic frame, (H, W, 3) in [0, 1].
 
     In the order of the light's way; `docs/degradation.md` has every range. What lies outside `endoscope_field` stays as
-    it is, dates in the dark surround with it. Writing across the tissue is degraded: finding it takes as long as the rest.
+    it is, dates in the dark surround with it. Writing across the tissue is degraded: finding it is slow.
     """
     H, W, _ = picture.shape
     inside = endoscope_field(picture)
