@@ -1,9 +1,10 @@
-"""What the shipped weights do to pictures they were not trained on. The figures of the model cards.
+"""What recipes do to pictures that no shipped weights were trained on. The figures of the model cards.
 
-    python benchmarks/quality.py DATA [--json FILE] [--sheet FOLDER]
+    python benchmarks/quality.py DATA [--json FILE] [--sheet FOLDER] [--only DOMAIN] [--recipe NAME ...]
 
-DATA holds `ccm/` and `fundus/` as the training recipes name them. Everything goes through the recipes as `enhance` runs
-them: working size, pyramid, masks. Definitions:
+DATA holds `ccm/`, `fundus/` and `endoscopy/` as the training recipes name them. Each domain is measured with its networks'
+recipes, and with CLAHE and Retinex in their place; everything goes through the recipes as `enhance` runs them: working
+size, pyramid, masks, guide. `--recipe` measures only those. Definitions:
 
 PSNR      10 log10(1 / mean squared error), pictures in [0, 1], whole frame.
 SSIM      11 x 11 Gaussian window, sigma 1.5, population covariance.
@@ -25,11 +26,13 @@ from skimage.metrics import structural_similarity
 from skimage.morphology import closing, disk
 
 from medenhance_dicom.gate import score_frames
+from medenhance_dicom.guides import choose_guide
+from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.masks import field_of_view
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe
-from medenhance_dicom.recipe import load_recipes
+from medenhance_dicom.recipe import Recipe, load_recipes
 from medenhance_dicom.training.data import list_pictures
-from medenhance_dicom.training.degradation import degrade_fundus
+from medenhance_dicom.training.degradation import degrade_endoscopy, degrade_fundus
 from medenhance_dicom.training.recipe import Pictures
 
 
@@ -133,6 +136,7 @@ def fundus(prepared: PreparedRecipe, root: Path, sheet: list[np.ndarray]) -> dic
         if i % 4 == 0:
             sheet.append(np.hstack([side(x), side(y), side(y)]))
     good = [picture(p, "RGB") for p in list_pictures(root, Pictures(**scored, at_most=2.0))]
+    itself = [psnr(enhance(prepared, x), x) for x in good]
     unseen = [picture(p, "RGB") for p in list_pictures(root, Pictures(**scored, at_most=2.5, first=0.7))]
     v, d = np.array(veiled), np.array(degraded)
     hard = d[d[:, 0] < 25]
@@ -150,12 +154,66 @@ def fundus(prepared: PreparedRecipe, root: Path, sheet: list[np.ndarray]) -> dic
             "vessels_before": v[:, 2].mean(), "vessels_after": v[:, 3].mean(),
             "vessels_weaker_in": int((v[:, 3] < v[:, 2]).sum()), "lassim": v[:, 4].mean(), "worst_lassim": v[:, 4].min(),
         },
-        "csdi_score_0_to_2": {"pictures": len(good), "psnr_to_itself": np.mean([psnr(enhance(prepared, x), x) for x in good]),
-                              "worst": min(psnr(enhance(prepared, x), x) for x in good)},
+        "csdi_score_0_to_2": {"pictures": len(good), "psnr_to_itself": np.mean(itself), "worst": min(itself),
+                              "below_30_dB": sum(value < 30 for value in itself)},
         "csdi_score_0_to_2.5_unseen": {"pictures": len(unseen),
                                        "psnr_to_itself": np.mean([psnr(enhance(prepared, x), x) for x in unseen])},
         "idrid_unseen": {"pictures": len(idrid), "psnr_to_itself": np.mean([psnr(enhance(prepared, x), x) for x in idrid])},
     }  # fmt: skip
+
+
+def endoscopy(prepared: PreparedRecipe, root: Path, sheet: list[np.ndarray]) -> dict:
+    kvasir = list_pictures(root, Pictures(folder="endoscopy/kvasir_seg_256/images", first=0.92))
+    degraded, itself = [], []
+    for i, path in enumerate(kvasir):
+        truth = picture(path, "RGB")
+        low = degrade_endoscopy(truth, np.random.default_rng((11, i)))
+        out = enhance(prepared, low)
+        degraded.append((psnr(low, truth), psnr(out, truth), lassim(low, out)))
+        itself.append(psnr(enhance(prepared, truth), truth))
+        if i % 8 == 0:
+            sheet.append(np.hstack([low, out, truth]))
+    video = list_pictures(root, Pictures(folder="endoscopy/cvc_clinicdb_256/images", first=0.732))
+    frames = []
+    for i, path in enumerate(video):
+        x = picture(path, "RGB")
+        y = enhance(prepared, x)
+        inside = field_of_view(x, "border")
+        frames.append((unevenness(x, inside), unevenness(y, inside), lassim(x, y)))
+        if i % 10 == 0:
+            sheet.append(np.hstack([x, y, y]))
+    d, v = np.array(degraded), np.array(frames)
+    return {
+        "degraded": {"pictures": len(d), "psnr_before": d[:, 0].mean(), "psnr_after": d[:, 1].mean(),
+                     "worse": int((d[:, 1] < d[:, 0]).sum()), "lassim": d[:, 2].mean(), "worst_lassim": d[:, 2].min()},
+        "kvasir_unseen": {"pictures": len(itself), "psnr_to_itself": np.mean(itself), "worst": min(itself)},
+        "cvc_unseen_sequences": {"pictures": len(v), "uneven_before": v[:, 0].mean(), "uneven_after": v[:, 1].mean(),
+                                 "lassim": v[:, 2].mean(), "worst_lassim": v[:, 2].min()},
+    }  # fmt: skip
+
+
+DOMAINS = {"cornea": ("cfm-cornea", "CFM", cornea), "fundus": ("op-fundus", "OP", fundus),
+           "endoscopy": ("es-endoscopy", "ES", endoscopy)}  # fmt: skip
+
+
+def candidates(prefix: str) -> dict[str, Recipe]:
+    """The domain's recipes by name, and CLAHE and Retinex with the same masks and intensities."""
+    recipes = {recipe.name: recipe for recipe in load_recipes()}
+    own = {name: recipe for name, recipe in recipes.items() if name.startswith(prefix)}
+    base = min(own.values(), key=lambda recipe: recipe.enhancer.method != "network")
+    whole = {"resolution": recipes["vl-clahe"].resolution}
+    for name, source in (("clahe", "vl-clahe"), ("retinex", "es-endoscopy-retinex")):
+        own[name] = base.model_copy(update={"enhancer": recipes[source].enhancer, **whole})
+    return own
+
+
+def ready(recipe: Recipe, modality: str) -> PreparedRecipe:
+    guide = None
+    if recipe.enhancer.weights:
+        entry = load_manifest().entry(recipe.enhancer.weights)
+        if entry.takes_guide:
+            guide = choose_guide(recipe.enhancer.weights, entry, recipe.enhancer.guide, {"Modality": modality})
+    return prepare_recipe(recipe, device="cpu", engine="auto", precision="auto", guide=guide)
 
 
 def main() -> None:
@@ -163,26 +221,26 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sheet", type=Path)
-    parser.add_argument("--only", choices=["cornea", "fundus"])
+    parser.add_argument("--only", choices=sorted(DOMAINS))
+    parser.add_argument("--recipe", action="append", default=[])
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    recipes = {r.name: r for r in load_recipes()}
-    figures = {}
-    for name, recipe, measure in (
-        ("cornea", "cfm-cornea-stillgan", cornea), ("fundus", "op-fundus-stillgan", fundus)
-    ):  # fmt: skip
-        if arguments.only in (None, name):
-            prepared = prepare_recipe(recipes[recipe], device="cpu", engine="auto", precision="auto")
+    figures: dict[str, dict] = {}
+    for domain, (prefix, modality, measure) in DOMAINS.items():
+        if arguments.only not in (None, domain):
+            continue
+        for name, recipe in candidates(prefix).items():
+            if arguments.recipe and name not in arguments.recipe:
+                continue
             sheet: list[np.ndarray] = []
-            figures[name] = measure(prepared, arguments.data, sheet)
+            figures.setdefault(domain, {})[name] = measure(ready(recipe, modality), arguments.data, sheet)
+            print(domain, name, json.dumps(figures[domain][name], default=float), flush=True)
             if arguments.sheet:
                 arguments.sheet.mkdir(parents=True, exist_ok=True)
                 rows = (np.vstack(sheet).clip(0, 1) * 255).round().astype(np.uint8).squeeze()
-                Image.fromarray(rows).save(arguments.sheet / f"{name}.png")
-    text = json.dumps(figures, indent=1, default=float)
-    print(text)
+                Image.fromarray(rows).save(arguments.sheet / f"{domain}-{name}.png")
     if arguments.json:
-        arguments.json.write_text(text + "\n")
+        arguments.json.write_text(json.dumps(figures, indent=1, default=float) + "\n")
 
 
 if __name__ == "__main__":

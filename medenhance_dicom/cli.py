@@ -20,8 +20,8 @@ from medenhance_dicom import __version__
 from medenhance_dicom.errors import InputError, MedenhanceError, ModelError, OutputError, RecipeError
 
 if TYPE_CHECKING:
-    from medenhance_dicom.enhance import Settings
     from medenhance_dicom.report import Outcome
+    from medenhance_dicom.selection import Settings
 
 EXIT_CODES = (
     "Exit codes: 0 all done, 1 unexpected error, 2 usage, 3 nothing matched, 4 some failed, 5 all failed, "
@@ -141,7 +141,7 @@ def enhance(
     json: Json = False,
 ) -> None:
     """Enhance DICOM images; write a new derived series for each source series."""
-    from medenhance_dicom.enhance import Settings
+    from medenhance_dicom.selection import Settings
 
     settings = Settings(
         output=output, recipe=recipe, weights=weights, guide=None if guide == "auto" else guide, device=device,
@@ -212,13 +212,13 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Tell what would be enhanced, by which recipe, and why not the rest."""
-    from medenhance_dicom.enhance import Settings
+    from medenhance_dicom.selection import Settings
 
     _inspect(paths, Settings(recipe=recipe, allow=frozenset(a.upper() for a in allow)), json=json)
 
 
 def _inspect(paths: list[Path], settings: Settings, *, json: bool) -> None:
-    from medenhance_dicom.enhance import plan
+    from medenhance_dicom.selection import plan
 
     series = list(plan(paths, settings))
     if json:
@@ -245,7 +245,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check our derived objects: provenance, digests, required attributes. Exit 4 where one has a problem."""
-    from medenhance_dicom.enhance import verify_files
+    from medenhance_dicom.verify import verify_files
 
     results = list(verify_files(path, source))
     if json:
@@ -381,8 +381,8 @@ def guides_add(
     json: Json = False,
 ) -> None:
     """Encode high-quality pictures as a stored guide: 64 numbers, their mean; no picture and no name is kept."""
-    from medenhance_dicom.enhance import make_guide
     from medenhance_dicom.guides import KEY, guide_folders, quality_warnings, save_guide
+    from medenhance_dicom.guiding import make_guide
 
     if not KEY.fullmatch(key):
         raise typer.BadParameter("at most 48 characters of a-z, 0-9, hyphen and dot", param_hint="--key")
@@ -462,7 +462,7 @@ def guides_influence(
     json: Json = False,
 ) -> None:
     """Enhance one image under every guide that fits, and tell how much the choice matters, in grey levels."""
-    from medenhance_dicom.enhance import guide_influence
+    from medenhance_dicom.guiding import guide_influence
 
     chosen, found = guide_influence(image, weights, device=device)
     if json:

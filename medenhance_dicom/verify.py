@@ -8,15 +8,18 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydicom import Dataset
 from pydicom.multival import MultiValue
 
 from medenhance_dicom.attributes import IDENTITY, LOSSY, attributes_of, forbidden_in
 from medenhance_dicom.derive import derived_instance_uid
-from medenhance_dicom.part10 import read_instance
+from medenhance_dicom.errors import InputError
+from medenhance_dicom.part10 import find_instances, looks_like_dicom, read_instance
 from medenhance_dicom.provenance import CODES, CODING_SCHEME, PROCESSING, SOURCE_PURPOSE, Step, is_own_equipment
 from medenhance_dicom.sop_classes import WRITABLE, image_type
 from medenhance_dicom.uids import INSTANCE_CREATOR_UID
@@ -271,3 +274,26 @@ def _frame_types(derived: Dataset) -> Iterator[list[str]]:
                     value = item.get("FrameType")
                     if value is not None:
                         yield [value] if isinstance(value, str) else list(value)
+
+
+def verify_files(path: Path, source: Path | None) -> Iterator[dict[str, Any]]:
+    """Problems of each derived object of ours below `path`; other files are passed over.
+
+    Args:
+        path: A file or folder.
+        source: Where the sources are; found by the UID that a derived object names. None: checked without them.
+    """
+    with tempfile.TemporaryDirectory(prefix="medenhance-") as scratch:
+        sources: dict[str, Path] = {}
+        for located in find_instances([source], Path(scratch)) if source else ():
+            try:
+                if looks_like_dicom(located.path):
+                    sources[str(read_instance(located.path).get("SOPInstanceUID"))] = located.path
+            except InputError:
+                continue
+        for located in find_instances([path], Path(scratch)):
+            if not looks_like_dicom(located.path):
+                continue
+            problems = check_file(located.path, sources)
+            if problems is not None:
+                yield {"path": located.name, "problems": problems}

@@ -22,7 +22,7 @@ from safetensors.torch import save
 from skimage import data
 
 from medenhance_dicom import cli, guides
-from medenhance_dicom.enhance import Enhancement, Settings, guide_influence, make_guide, verify_files
+from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.errors import InputError, ModelError, OutputError, RecipeError
 from medenhance_dicom.guides import (
     Guide,
@@ -42,12 +42,14 @@ from medenhance_dicom.guides import (
     unevenness,
     verify_guide,
 )
+from medenhance_dicom.guiding import guide_influence, make_guide
 from medenhance_dicom.manifest import load_guide_encoder, load_manifest
 from medenhance_dicom.networks import build_network
 from medenhance_dicom.prepare import prepare_recipe
 from medenhance_dicom.provenance import Provenance
 from medenhance_dicom.recipe import Recipe
-from medenhance_dicom.verify import assert_derived, recorded_digests
+from medenhance_dicom.selection import Settings
+from medenhance_dicom.verify import assert_derived, recorded_digests, verify_files
 from tests import synthetic
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -295,3 +298,39 @@ def test_pictures_are_chosen_by_table_and_place(tmp_path):
     assert picture[0, 0, 0] == 0
     with pytest.raises(RecipeError, match="no pictures match"):
         list_pictures(tmp_path, Pictures(folder=".", pattern="*.nothing"))
+
+
+TWO_PROCESSES = """
+import hashlib, os, sys
+from pathlib import Path
+from medenhance_dicom.training import fit as loop
+from medenhance_dicom.training.recipe import load_training_recipe
+here = Path(sys.argv[1])
+overrides = eval(sys.argv[2])
+seen = {}
+follow = loop._follow
+def spy(average, module, decay):
+    seen["network"] = module
+    follow(average, module, decay)
+loop._follow = spy
+recipe = load_training_recipe(here / "tiny.toml", overrides)
+loop.fit(recipe, data_root=here, run=here / "run", device="cpu", devices=2, precision="32-true")
+numbers = b"".join(p.detach().numpy().tobytes() for p in seen["network"].parameters())
+rank = os.environ.get("LOCAL_RANK", "0")
+(here / f"rank{rank}").write_text(hashlib.sha256(numbers).hexdigest())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["stillgan", "hqgnet", "lamegan", "enlightengan"])
+def test_two_processes_learn_one_network(drawn, method):
+    script = drawn / "two.py"
+    script.write_text(TWO_PROCESSES)
+    overrides = {"method": method, **METHOD.get(method, {})}
+    done = subprocess.run(
+        [sys.executable, str(script), str(drawn), repr(overrides)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (drawn / "rank0").read_text() == (drawn / "rank1").read_text()
+    assert (drawn / "run/best.safetensors").is_file()
