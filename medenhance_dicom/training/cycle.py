@@ -33,7 +33,6 @@ from medenhance_dicom.training.method import (
     PicturePool,
     Stage,
     Terms,
-    cosine_rate,
     lassim_loss,
     linear_decay,
     set_rate,
@@ -79,28 +78,25 @@ class CycleMethod(Method):
         self.pools = {"A": PicturePool(schedule.pool), "B": PicturePool(schedule.pool)}
 
     def stages(self) -> list[Stage]:
-        """Supervised on pairs, then unpaired with all losses."""
+        """Supervised on pairs, unpaired with all losses, and where wanted on pairs again."""
         recipe, pictures = self.recipe, self.pictures
         return [
             Stage("warm_up", recipe.schedule.warm_up, pictures.supervised, self.warm_up_step),
             Stage("unpaired", recipe.schedule.steps, pictures.unpaired, self.unpaired_step),
+            Stage("finish", recipe.schedule.finish, pictures.supervised, self.finish_step),
         ]
 
     def warm_up_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
-        """Supervised: mean |G_A(low) - high|; every fourth step G_B learns the way back. Returns the loss terms."""
-        weights, schedule = self.recipe.weights, self.recipe.schedule
-        set_rate(self.optimizers["warm_up"], cosine_rate(schedule.warm_up_rate, step, schedule.warm_up))
-        low, high = batch["pair_low"], batch["pair_high"]
-        better = self.modules["G_A"](low)
-        terms = {"paired": (better - high).abs().mean()}
-        total = terms["paired"]
-        if weights.lassim:
-            terms["lassim"] = lassim_loss(low, better)
-            total = total + weights.lassim * terms["lassim"]
+        """Supervised; every fourth step G_B learns the way back. Returns the loss terms."""
+        back = None
         if step % 4 == 0:
-            total = total + (self.modules["G_B"](high) - low).abs().mean()
-        self.descend(total, "warm_up")
-        return {name: float(term.detach()) for name, term in terms.items()}
+            back = (self.modules["G_B"](batch["pair_high"]) - batch["pair_low"]).abs().mean()
+        better = self.modules["G_A"](batch["pair_low"])
+        return self.learn_pairs(self.paired_rate("warm_up", step), better, batch, back)
+
+    def finish_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
+        """Supervised, G_A alone. Returns the loss terms."""
+        return self.learn_pairs(self.paired_rate("finish", step), self.modules["G_A"](batch["pair_low"]), batch)
 
     def unpaired_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
         """One step of eq. (8) on low-quality a and high-quality b: both G, then both D. Returns the loss terms."""

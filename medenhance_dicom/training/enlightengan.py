@@ -18,7 +18,6 @@ from medenhance_dicom.training.method import (
     Method,
     Stage,
     Terms,
-    cosine_rate,
     lassim_loss,
     linear_decay,
     set_rate,
@@ -64,15 +63,8 @@ class EnlightenGANMethod(Method):
         ]
 
     def warm_up_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
-        """Supervised: mean |G(low) - high|."""
-        schedule, weights = self.recipe.schedule, self.recipe.weights
-        set_rate(self.optimizers["warm_up"], cosine_rate(schedule.warm_up_rate, step, schedule.warm_up))
-        better = self.modules["G"](batch["pair_low"]).float()
-        terms = {"paired": (better - batch["pair_high"]).abs().mean()}
-        if weights.lassim:
-            terms["lassim"] = lassim_loss(batch["pair_low"], better)
-        self.descend(terms["paired"] + weights.lassim * terms.get("lassim", 0.0), "warm_up")
-        return {name: float(term.detach()) for name, term in terms.items()}
+        """Supervised on pairs."""
+        return self.learn_pairs(self.paired_rate("warm_up", step), self.modules["G"](batch["pair_low"]).float(), batch)
 
     def unpaired_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
         """Relativistic least squares on whole pictures, least squares on patches, self feature preserving."""

@@ -121,7 +121,7 @@ def fit(
             ended = step == begin + stage.steps
             if stage.validates and (step % recipe.schedule.validate_every == 0 or ended):
                 scores = method.validate(average)
-                if scores["score"] > best:
+                if scores["score"] > best or recipe.schedule.keep == "last":
                     best = scores["score"]
                     if fabric.is_global_zero:
                         export(average, run / "best.safetensors")

@@ -71,13 +71,14 @@ class HQGNetMethod(Method):
         self._fixed: Tensor | None = None
 
     def stages(self) -> list[Stage]:
-        """The auto-encoder, then supervised on pairs, then unpaired with all losses."""
+        """The auto-encoder, supervised on pairs, unpaired with all losses, and where wanted on pairs again."""
         schedule, pictures = self.recipe.schedule, self.pictures
         guided = self.recipe.network.guidance == "guided"
         return [
             Stage("pretrain", schedule.pretrain * guided, pictures.both_kinds, self.pretrain_step, validates=False),
             Stage("warm_up", schedule.warm_up, pictures.supervised, self.warm_up_step),
             Stage("unpaired", schedule.steps, pictures.unpaired, self.unpaired_step),
+            Stage("finish", schedule.finish, pictures.supervised, self.finish_step),
         ]
 
     def runnable(self, network: nn.Module) -> nn.Module:
@@ -117,19 +118,18 @@ class HQGNetMethod(Method):
         return {"reconstruction": float(loss.detach())}
 
     def warm_up_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
-        """Supervised: mean |E(y, z) - truth| with a random guide for each picture."""
-        weights, schedule = self.recipe.weights, self.recipe.schedule
-        set_rate(self.optimizers["warm_up"], cosine_rate(schedule.warm_up_rate, step, schedule.warm_up))
-        y, truth = (batch["pair_low"] + 1) / 2, batch["pair_high"]
-        better = 2 * self.modules["E"](y, self.guide_vectors(batch["guide"])).float() - 1
-        terms = {"paired": (better - truth).abs().mean()}
-        total = terms["paired"]
-        if weights.lassim:
-            terms["lassim"] = lassim_loss(batch["pair_low"], better)
-            total = total + weights.lassim * terms["lassim"]
-        self.descend(total, "warm_up")
+        """Supervised, with a random guide for each picture."""
+        return self._paired_step(self.paired_rate("warm_up", step), batch)
+
+    def finish_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
+        """Supervised, once more."""
+        return self._paired_step(self.paired_rate("finish", step), batch)
+
+    def _paired_step(self, rate: float, batch: Batch) -> Terms:
+        y = (batch["pair_low"] + 1) / 2
+        terms = self.learn_pairs(rate, 2 * self.modules["E"](y, self.guide_vectors(batch["guide"])).float() - 1, batch)
         self._clamp()
-        return {name: float(term.detach()) for name, term in terms.items()}
+        return terms
 
     def unpaired_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
         """L_e = L_Haar + lambda_1 L_FC + lambda_2 L_GAN (eq. 7-11) on y and z, then the discriminator's step."""

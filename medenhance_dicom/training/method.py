@@ -108,6 +108,22 @@ class Method:
         for name in optimizers:
             self.optimizers[name].step()
 
+    def paired_rate(self, stage: str, step: int) -> float:
+        """The rate of a supervised stage, "warm_up" or "finish", at one of its steps: half a cosine."""
+        schedule = self.recipe.schedule
+        return cosine_rate(getattr(schedule, f"{stage}_rate"), step, getattr(schedule, stage))
+
+    def learn_pairs(self, rate: float, better: Tensor, batch: Batch, more: Tensor | None = None) -> Terms:
+        """A supervised step: mean |better - pair_high|, LaSSIM to pair_low where it has a weight, and `more`."""
+        set_rate(self.optimizers["warm_up"], rate)
+        terms = {"paired": (better - batch["pair_high"]).abs().mean()}
+        total = terms["paired"] if more is None else terms["paired"] + more
+        if self.recipe.weights.lassim:
+            terms["lassim"] = lassim_loss(batch["pair_low"], better)
+            total = total + self.recipe.weights.lassim * terms["lassim"]
+        self.descend(total, "warm_up")
+        return {name: float(term.detach()) for name, term in terms.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that `load_state_dict` needs to go on as if never stopped."""
         return {

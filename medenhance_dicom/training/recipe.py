@@ -174,10 +174,13 @@ class Schedule(_Table):
     """Unpaired steps."""
     constant: int
     """Unpaired steps at the full rate; then it falls linearly to zero."""
+    finish: int = 0
+    """Supervised steps on pairs after the unpaired stage, which may unlearn what only the pairs ask for."""
     batch: int = 1
     warm_up_batch: int = 4
     rate: float = 2e-4
     warm_up_rate: float = 1e-3
+    finish_rate: float = 4e-4
     betas: tuple[float, float] = (0.5, 0.999)
     pool: int = 50
     """Generated pictures kept for the discriminators, per direction."""
@@ -185,6 +188,8 @@ class Schedule(_Table):
     """Decay of the weights' moving average, which is what is validated and kept."""
     minimum_lassim: float = -1.0
     """An average whose mean LaSSIM to its inputs is below this loses 1000 dB per unit in the choice of the best."""
+    keep: Literal["best", "last"] = "best"
+    """The average that validated best in the last stage, or the one at the end: PSNR does not see every aim."""
     validate_every: int = 200
     checkpoint_seconds: float = 180.0
     seed: int = 1337
