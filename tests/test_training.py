@@ -249,6 +249,33 @@ def test_the_warm_up_learns(drawn):
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
 
 
+def test_a_run_can_start_from_the_weights_of_another(drawn):
+    first = fit(load_training_recipe(drawn / "tiny.toml"), data_root=drawn, run=drawn / "a", device="cpu")
+    still = {"schedule.warm_up": 1, "schedule.steps": 0, "schedule.warm_up_rate": 0.0, "network.start": str(first)}
+    second = fit(load_training_recipe(drawn / "tiny.toml", still), data_root=drawn, run=drawn / "b", device="cpu")
+    a, b = load_file(first), load_file(second)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    with pytest.raises(ModelError, match="no weights to start from"):
+        fit(
+            load_training_recipe(drawn / "tiny.toml", still | {"network.start": str(drawn / "gone")}),
+            data_root=drawn, run=drawn / "c", device="cpu",
+        )  # fmt: skip
+    with pytest.raises(ModelError, match="another network"):
+        fit(
+            load_training_recipe(drawn / "tiny.toml", still | {"network.width": 3}),
+            data_root=drawn, run=drawn / "d", device="cpu",
+        )  # fmt: skip
+
+
+def test_the_last_average_is_kept_where_that_is_asked_for(drawn):
+    finish = {"schedule.finish": 3, "schedule.keep": "last", "schedule.ema": 0.0}
+    run = drawn / "run"
+    fit(load_training_recipe(drawn / "tiny.toml", finish), data_root=drawn, run=run, device="cpu")
+    end, kept = load_checkpoint(run / "last.safetensors"), load_file(run / "best.safetensors")
+    assert end["step"] == 10
+    assert all(torch.equal(end["average"][k].half(), kept[k]) for k in kept)
+
+
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     state = {
         "step": 3,

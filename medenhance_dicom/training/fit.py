@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from medenhance_dicom.errors import ModelError
 from medenhance_dicom.training.checkpoint import load_checkpoint, save_checkpoint
 from medenhance_dicom.training.cycle import CycleMethod
 from medenhance_dicom.training.data import TrainingPictures
@@ -71,7 +73,7 @@ def fit(
 
     Raises:
         RecipeError: The data is not there.
-        ModelError: The checkpoint does not load.
+        ModelError: The checkpoint, or the weights to start from, do not load.
     """
     fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, precision=precision)
     fabric.launch()
@@ -80,6 +82,8 @@ def fit(
     torch.manual_seed(seed)
     pictures = TrainingPictures(data_root, recipe)
     method = METHODS[recipe.method](recipe, fabric, pictures)
+    if recipe.network.start:
+        _start_from(recipe.network.start, method.network)
     average = _unwrapped_copy(method.network)
     stages = [stage for stage in method.stages() if stage.steps]
     ends = list(accumulate(stage.steps for stage in stages))
@@ -133,6 +137,16 @@ def fit(
                 save_checkpoint(last, _state(step, best, method, average))
                 saved = time.monotonic()
     return run / "best.safetensors"
+
+
+def _start_from(path: Path, network: nn.Module) -> None:
+    try:
+        weights = {name: t.float() if t.is_floating_point() else t for name, t in load_file(path).items()}
+        getattr(network, "module", network).load_state_dict(weights)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: no weights to start from ({type(error).__name__})") from error
+    except RuntimeError as error:
+        raise ModelError(f"{path}: weights of another network than the recipe's") from error
 
 
 def _state(step: int, best: float, method: Method, average: nn.Module) -> dict[str, Any]:

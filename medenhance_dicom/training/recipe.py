@@ -77,6 +77,8 @@ class Network(_Table):
     head: Literal["tanh", "gain", "normalised_gain"] = "tanh"
     """HQG-Net's own "tanh" is a Sigmoid."""
     discriminator_width: int = 64
+    start: Path | None = None
+    """Safetensors that the kept network starts from, such as another run's `best.safetensors`."""
     stem: Literal["full", "light"] = "full"
     """HQG-Net: "full" is the paper's preset, "light" has torchvision's strides."""
     norm: Literal["batch", "instance"] = "batch"
