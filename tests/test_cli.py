@@ -76,7 +76,7 @@ def test_a_real_run_opens_no_socket_and_prints_only_json_on_stdout(samples, tmp_
     value = json.loads(done.stdout)
     jsonschema.validate(value, SCHEMA)
     assert value["outcomes"][0]["result"] in ("enhanced", "warned")
-    assert value["outcomes"][0]["weights"] == "stillgan-fundus-1"
+    assert value["outcomes"][0]["weights"] == "stillgan-fundus-2"
     assert value == json.loads((tmp_path / "run_report.json").read_text())
 
 

@@ -635,7 +635,7 @@ def test_influence_of_the_guides_that_fit(models, tmp_path, fundus, monkeypatch,
 def test_influence_wants_weights_that_take_a_guide(fundus, monkeypatch):
     monkeypatch.delenv("MEDENHANCE_MODELS", raising=False)
     with pytest.raises(RecipeError, match="--weights"):
-        guide_influence(fundus, "stillgan-fundus-1")
+        guide_influence(fundus, "stillgan-fundus-2")
 
 
 # --------------------------------------------------------------------------------------------------------- command line
