@@ -9,6 +9,9 @@ from pathlib import Path
 import pydicom.config
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a thread per worker, not all cores for each
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

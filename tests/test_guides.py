@@ -21,7 +21,7 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import save
 from skimage import data
 
-from medenhance_dicom import cli, guides
+from medenhance_dicom import cli, guides, selection
 from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.errors import InputError, ModelError, OutputError, RecipeError
 from medenhance_dicom.guides import (
@@ -545,15 +545,13 @@ def test_a_named_guide_that_nothing_can_use_is_a_usage_error(models, tmp_path, f
 
 
 def test_a_recipe_may_name_its_guide(models, tmp_path, fundus, monkeypatch):
-    from medenhance_dicom import enhance as flow
-
     encode("a", 0, models)
     encode("b", 1, models)
     named = Recipe(
         name="led", summary="", match={"Modality": ("OP",)},
         enhancer={"method": "network", "weights": "tiny", "guide": "b"},
     )  # fmt: skip
-    monkeypatch.setattr(flow, "load_recipes", lambda: [named])
+    monkeypatch.setattr(selection, "load_recipes", lambda: [named])
     assert enhance(fundus, tmp_path / "out")[0].guide == "b"
     assert enhance(fundus, tmp_path / "out", guide="a")[0].guide == "a"
 

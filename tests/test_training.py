@@ -77,6 +77,8 @@ METHOD = {
     "enlightengan": {"weights.perceptual": 1.0, "perceptual.space": "pixel", "schedule.batch": 2},
 }  # fmt: skip
 
+OTHERS = sorted(set(METHOD) - {"hqgnet"})
+
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_training_recipe_loads(path):
@@ -93,7 +95,10 @@ def _recipe_of(drawn, method, **more):
     return load_training_recipe(drawn / "tiny.toml", {"method": method, **METHOD.get(method, {}), **more})
 
 
-@pytest.mark.parametrize("method", ["stillgan", *METHOD])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=[] if m in ("stillgan", "hqgnet") else pytest.mark.slow) for m in ("stillgan", *METHOD)],
+)
 def test_each_method_goes_on_exactly_where_it_stopped(drawn, method):
     recipe = _recipe_of(drawn, method)
     seen = {"whole": [], "broken": []}
@@ -121,6 +126,11 @@ def test_each_method_goes_on_exactly_where_it_stopped(drawn, method):
     assert all(np.isfinite(list(terms.values())).all() for _, terms in seen["whole"])
     kept = load_file(drawn / "whole/best.safetensors")
     assert all(t.dtype in (torch.float16, torch.int64) for t in kept.values())
+    first = total - recipe.schedule.warm_up - recipe.schedule.steps
+    log = [json.loads(line) for line in (drawn / "broken/log.jsonl").read_text().splitlines()]
+    looked = [n for n in range(first + 1, total + 1) if n % 2 == 0 or n in (first + 4, total)]  # and where a stage ends
+    assert [entry["step"] for entry in log] == looked
+    assert all(np.isfinite(entry["psnr"]) for entry in log)
 
 
 @pytest.mark.parametrize(
@@ -211,36 +221,8 @@ def test_a_misspelt_key_names_file_and_key(drawn):
         load_training_recipe(drawn / "tiny.toml")
 
 
-def test_a_stopped_and_resumed_run_ends_where_an_unbroken_one_does(drawn):
-    recipe = load_training_recipe(drawn / "tiny.toml")
-    whole = fit(recipe, data_root=drawn, run=drawn / "whole", device="cpu", precision="32-true")
-    steps = []
-
-    class StoppedError(Exception):
-        pass
-
-    def stop(step, total, terms):
-        steps.append(step)
-        if step == 5:
-            raise StoppedError
-
-    options = {"data_root": drawn, "run": drawn / "broken", "device": "cpu", "precision": "32-true"}
-    with pytest.raises(StoppedError):
-        fit(recipe, report=stop, **options)
-    broken = fit(recipe, resume=True, report=lambda step, total, terms: steps.append(step), **options)
-    assert steps == [1, 2, 3, 4, 5, 5, 6, 7]  # the checkpoint of step 4 was the last whole one
-    a, b = (load_checkpoint(p.with_name("last.safetensors"))["average"] for p in (whole, broken))
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    log = [json.loads(line) for line in (drawn / "whole/log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in log] == [2, 4, 6, 7]  # also where a stage ends
-    assert all(np.isfinite(entry["psnr"]) for entry in log)
-    assert {"cycle", "identity", "illumination", "structure", "adversarial", "paired", "D"} <= set(log[-1])
-    exported = load_file(whole)
-    assert all(t.dtype == torch.float16 for t in exported.values())
-
-
 def test_the_warm_up_learns(drawn):
-    recipe = load_training_recipe(drawn / "tiny.toml", {"schedule.warm_up": 30, "schedule.steps": 0})
+    recipe = load_training_recipe(drawn / "tiny.toml", {"schedule.warm_up": 24, "schedule.steps": 0})
     losses = []
     fit(
         recipe, data_root=drawn, run=drawn / "run", device="cpu", precision="32-true",
