@@ -249,6 +249,19 @@ def test_a_run_can_start_from_the_weights_of_another(drawn):
         )  # fmt: skip
 
 
+def test_the_lassim_weight_grows_over_its_ramp(drawn):
+    def weights(name, **more):
+        few = {"schedule.warm_up": 4, "schedule.steps": 0, "schedule.ema": 0.0, **more}
+        run = drawn / name
+        fit(load_training_recipe(drawn / "tiny.toml", few), data_root=drawn, run=run, device="cpu", precision="32-true")
+        return torch.cat([t.flatten() for t in load_checkpoint(run / "last.safetensors")["average"].values()])
+
+    without, at_once = weights("a"), weights("b", **{"weights.lassim": 10.0})
+    late = weights("c", **{"weights.lassim": 10.0, "schedule.lassim_ramp": 10**9})
+    assert (at_once - without).abs().max() > 1e-4
+    assert (late - without).abs().max() < 1e-6
+
+
 def test_the_last_average_is_kept_where_that_is_asked_for(drawn):
     finish = {"schedule.finish": 3, "schedule.keep": "last", "schedule.ema": 0.0}
     run = drawn / "run"

@@ -92,11 +92,11 @@ class CycleMethod(Method):
         if step % 4 == 0:
             back = (self.modules["G_B"](batch["pair_high"]) - batch["pair_low"]).abs().mean()
         better = self.modules["G_A"](batch["pair_low"])
-        return self.learn_pairs(self.paired_rate("warm_up", step), better, batch, back)
+        return self.learn_pairs("warm_up", step, better, batch, back)
 
     def finish_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
         """Supervised, G_A alone. Returns the loss terms."""
-        return self.learn_pairs(self.paired_rate("finish", step), self.modules["G_A"](batch["pair_low"]), batch)
+        return self.learn_pairs("finish", step, self.modules["G_A"](batch["pair_low"]), batch)
 
     def unpaired_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
         """One step of eq. (8) on low-quality a and high-quality b: both G, then both D. Returns the loss terms."""

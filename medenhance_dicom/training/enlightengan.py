@@ -64,7 +64,7 @@ class EnlightenGANMethod(Method):
 
     def warm_up_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
         """Supervised on pairs."""
-        return self.learn_pairs(self.paired_rate("warm_up", step), self.modules["G"](batch["pair_low"]).float(), batch)
+        return self.learn_pairs("warm_up", step, self.modules["G"](batch["pair_low"]).float(), batch)
 
     def unpaired_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
         """Relativistic least squares on whole pictures, least squares on patches, self feature preserving."""

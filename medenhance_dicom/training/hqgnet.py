@@ -119,15 +119,17 @@ class HQGNetMethod(Method):
 
     def warm_up_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
         """Supervised, with a random guide for each picture."""
-        return self._paired_step(self.paired_rate("warm_up", step), batch)
+        return self._paired_step("warm_up", step, batch)
 
     def finish_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
         """Supervised, once more."""
-        return self._paired_step(self.paired_rate("finish", step), batch)
+        return self._paired_step("finish", step, batch)
 
-    def _paired_step(self, rate: float, batch: Batch) -> Terms:
+    def _paired_step(self, stage: str, step: int, batch: Batch) -> Terms:
         y = (batch["pair_low"] + 1) / 2
-        terms = self.learn_pairs(rate, 2 * self.modules["E"](y, self.guide_vectors(batch["guide"])).float() - 1, batch)
+        terms = self.learn_pairs(
+            stage, step, 2 * self.modules["E"](y, self.guide_vectors(batch["guide"])).float() - 1, batch
+        )
         self._clamp()
         return terms
 

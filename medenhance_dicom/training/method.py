@@ -108,19 +108,20 @@ class Method:
         for name in optimizers:
             self.optimizers[name].step()
 
-    def paired_rate(self, stage: str, step: int) -> float:
-        """The rate of a supervised stage, "warm_up" or "finish", at one of its steps: half a cosine."""
-        schedule = self.recipe.schedule
-        return cosine_rate(getattr(schedule, f"{stage}_rate"), step, getattr(schedule, stage))
+    def learn_pairs(self, stage: str, step: int, better: Tensor, batch: Batch, more: Tensor | None = None) -> Terms:
+        """A step of a supervised stage, "warm_up" or "finish", at a rate along half a cosine.
 
-    def learn_pairs(self, rate: float, better: Tensor, batch: Batch, more: Tensor | None = None) -> Terms:
-        """A supervised step: mean |better - pair_high|, LaSSIM to pair_low where it has a weight, and `more`."""
+        Loss: mean |better - pair_high|, 1 - LaSSIM to pair_low where that has a weight, and `more`.
+        """
+        schedule, weight = self.recipe.schedule, self.recipe.weights.lassim
+        rate = cosine_rate(getattr(schedule, f"{stage}_rate"), step, getattr(schedule, stage))
         set_rate(self.optimizers["warm_up"], rate)
         terms = {"paired": (better - batch["pair_high"]).abs().mean()}
         total = terms["paired"] if more is None else terms["paired"] + more
-        if self.recipe.weights.lassim:
+        if weight:
             terms["lassim"] = lassim_loss(batch["pair_low"], better)
-            total = total + self.recipe.weights.lassim * terms["lassim"]
+            ramp = schedule.lassim_ramp if stage == "warm_up" else 0
+            total = total + weight * (min(1.0, step / ramp) if ramp else 1.0) * terms["lassim"]
         self.descend(total, "warm_up")
         return {name: float(term.detach()) for name, term in terms.items()}
 

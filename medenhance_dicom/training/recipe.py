@@ -176,6 +176,8 @@ class Schedule(_Table):
     """Unpaired steps."""
     constant: int
     """Unpaired steps at the full rate; then it falls linearly to zero."""
+    lassim_ramp: int = 0
+    """Warm-up steps over which the LaSSIM weight grows from 0; at once in full it holds a network to the identity."""
     finish: int = 0
     """Supervised steps on pairs after the unpaired stage, which may unlearn what only the pairs ask for."""
     batch: int = 1
