@@ -258,8 +258,8 @@ def test_the_lassim_weight_grows_over_its_ramp(drawn):
 
     without, at_once = weights("a"), weights("b", **{"weights.lassim": 10.0})
     late = weights("c", **{"weights.lassim": 10.0, "schedule.lassim_ramp": 10**9})
-    assert (at_once - without).abs().max() > 1e-4
-    assert (late - without).abs().max() < 1e-6
+    # Not zero: Adam makes steps of nothing out of the rounding of biases that a normalisation cancels.
+    assert (late - without).abs().mean() < 0.02 * (at_once - without).abs().mean()
 
 
 def test_the_last_average_is_kept_where_that_is_asked_for(drawn):
