@@ -6,6 +6,7 @@ looks at the frame's own minimum and maximum, so that one noisy or bright pixel 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
@@ -37,8 +38,29 @@ class Identity:
         return frames.copy()
 
 
+class FrameByFrame(ABC):
+    """Frames one after the other, each by itself; a flat one stays as it is."""
+
+    def __call__(self, frames: Unit) -> Unit:
+        """`frames`: float32 (N, H, W, C) in [0, 1], C = 1 or 3. Returns the same shape and range."""
+        return self.enhance_within(frames, np.ones(frames.shape[:3], bool))
+
+    def enhance_within(self, frames: Unit, inside: Mask) -> Unit:
+        """As called, for the pixels of `inside` (N, H, W) only."""
+        result = frames.copy()
+        for frame, here, out in zip(frames, inside, result, strict=True):
+            light = luminance(frame)
+            if not _is_flat(light, here):
+                self._enhance_frame(frame, light, here, out)
+        return result
+
+    @abstractmethod
+    def _enhance_frame(self, frame: Unit, light: Unit, here: Mask, out: Unit) -> None:
+        """Write into `out` (H, W, C), a copy of `frame` with the luminance `light` (H, W), where `here` is True."""
+
+
 @dataclass(frozen=True)
-class Clahe:
+class Clahe(FrameByFrame):
     """Contrast-limited adaptive histogram equalisation (Zuiderveld, Graphics Gems IV, 1994) on luminance.
 
     `clip_limit` is the largest slope of a tile's curve, as OpenCV's clipLimit; scikit-image's is this / 256. Unlike
@@ -60,24 +82,13 @@ class Clahe:
         _require(0 <= self.strength <= 1, "strength must be in 0..1")
         _require(1 <= self.max_gain <= 16, "max_gain must be in 1..16")
 
-    def __call__(self, frames: Unit) -> Unit:
-        """`frames`: float32 (N, H, W, C) in [0, 1], C = 1 or 3. Returns the same shape and range."""
-        return self.enhance_within(frames, np.ones(frames.shape[:3], bool))
-
-    def enhance_within(self, frames: Unit, inside: Mask) -> Unit:
-        """As called, for the pixels of `inside` (N, H, W) only."""
-        result = frames.copy()
-        for frame, here, out in zip(frames, inside, result, strict=True):
-            light = luminance(frame)
-            if _is_flat(light, here):
-                continue
-            blended = light + np.float32(self.strength) * (equalize_tiles(light, here, self) - light)
-            _write_luminance(out, light, blended, here, self.max_gain)
-        return result
+    def _enhance_frame(self, frame: Unit, light: Unit, here: Mask, out: Unit) -> None:
+        blended = light + np.float32(self.strength) * (equalize_tiles(light, here, self) - light)
+        _write_luminance(out, light, blended, here, self.max_gain)
 
 
 @dataclass(frozen=True)
-class MultiScaleRetinex:
+class MultiScaleRetinex(FrameByFrame):
     """Multi-scale retinex (Jobson, Rahman and Woodell, IEEE TIP 1997): log(I + 1) - log(G * I + 1), I in 0..255.
 
     The mean over the scales is mapped from mean +- `dynamic` standard deviations to [0, 1]. On luminance by default,
@@ -100,28 +111,17 @@ class MultiScaleRetinex:
         _require(0 <= self.strength <= 1, "strength must be in 0..1")
         _require(1 <= self.max_gain <= 16, "max_gain must be in 1..16")
 
-    def __call__(self, frames: Unit) -> Unit:
-        """`frames`: float32 (N, H, W, C) in [0, 1], C = 1 or 3. Returns the same shape and range."""
-        return self.enhance_within(frames, np.ones(frames.shape[:3], bool))
-
-    def enhance_within(self, frames: Unit, inside: Mask) -> Unit:
-        """As called, for the pixels of `inside` (N, H, W) only."""
-        result = frames.copy()
-        for frame, here, out in zip(frames, inside, result, strict=True):
-            light = luminance(frame)
-            if _is_flat(light, here):
-                continue
-            if self.luma_only or frame.shape[2] == 1:
-                share = np.float32(self.strength) * _between_black_and_white(light)
-                blended = light + share * (self._retinex(light, here, light) - light)
-                _write_luminance(out, light, blended, here, self.max_gain)
-                continue
-            for channel in range(frame.shape[2]):
-                plane = frame[..., channel]
-                share = np.float32(self.strength) * _between_black_and_white(plane)
-                change = self._retinex(plane, here, light) - plane
-                out[..., channel] = np.where(here, np.clip(plane + share * change, 0, 1), plane)
-        return result
+    def _enhance_frame(self, frame: Unit, light: Unit, here: Mask, out: Unit) -> None:
+        if self.luma_only or frame.shape[2] == 1:
+            share = np.float32(self.strength) * _between_black_and_white(light)
+            blended = light + share * (self._retinex(light, here, light) - light)
+            _write_luminance(out, light, blended, here, self.max_gain)
+            return
+        for channel in range(frame.shape[2]):
+            plane = frame[..., channel]
+            share = np.float32(self.strength) * _between_black_and_white(plane)
+            change = self._retinex(plane, here, light) - plane
+            out[..., channel] = np.where(here, np.clip(plane + share * change, 0, 1), plane)
 
     def _retinex(self, plane: Unit, here: Mask, light: Unit) -> Unit:
         """(H, W) in [0, 1] -> the same; weighted where the light is, so that black surround does not count."""
