@@ -63,7 +63,7 @@ def measure(recipe: TrainingRecipe, run: Path, data: Path) -> dict[str, float]:
     network.load_state_dict(state["average"])
     enhance = method.runnable(network).eval()
     rows = []
-    for low, high in method.pictures.validation():
+    for low, high in method.pictures.validation:
         with torch.inference_mode():
             out = enhance(low).float()
         x, y = out[0, 0].numpy(), high[0, 0].numpy()

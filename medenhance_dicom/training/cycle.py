@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medenhance_dicom.networks.resnet9 import ResNet9Generator
 from medenhance_dicom.networks.stillgan import StillGANGenerator
-from medenhance_dicom.training.data import TrainingPictures
+from medenhance_dicom.training.data import Batch, TrainingPictures
 from medenhance_dicom.training.discriminators import PatchDiscriminator
 from medenhance_dicom.training.losses import (
     adversarial_loss,
@@ -28,14 +28,11 @@ from medenhance_dicom.training.losses import (
     structure_loss,
 )
 from medenhance_dicom.training.method import (
-    Batch,
     Method,
     PicturePool,
     Stage,
     Terms,
     lassim_loss,
-    linear_decay,
-    set_rate,
 )
 from medenhance_dicom.training.perceptual import perceptual_loss_of
 from medenhance_dicom.training.recipe import TrainingRecipe
@@ -100,11 +97,10 @@ class CycleMethod(Method):
 
     def unpaired_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
         """One step of eq. (8) on low-quality a and high-quality b: both G, then both D. Returns the loss terms."""
-        weights, schedule = self.recipe.weights, self.recipe.schedule
+        weights = self.recipe.weights
         G_A, G_B, D_A, D_B = (self.modules[k] for k in ("G_A", "G_B", "D_A", "D_B"))
         a, b = batch["low"], batch["high"]
-        for key in ("G", "D"):
-            set_rate(self.optimizers[key], schedule.rate * linear_decay(step, schedule.steps, schedule.constant))
+        self.set_decayed_rates(step, "G", "D")
         noise = torch.Generator().manual_seed(int(rng.integers(0, 2**31)))
 
         for D in (D_A, D_B):
@@ -126,17 +122,14 @@ class CycleMethod(Method):
             "paired": lambda: (G_A(batch["pair_low"]) - batch["pair_high"]).abs().mean(),
         }
         terms = {name: term() for name, term in wanted.items() if getattr(weights, name)}
-        total = sum((getattr(weights, name) * term for name, term in terms.items()), torch.zeros((), device=a.device))
-        if self.cooperation is not None:
-            total, terms["task"] = self.cooperation.joined(total, G_A, batch)
-        self.descend(total, "G", *self.cooperation.stepped if self.cooperation else ())
+        said = self.learn_weighted("G", terms, G_A, batch)
 
         for D in (D_A, D_B):
             D.requires_grad_(True)
         loss_D = discriminator_loss(D_A(b), D_A(self.pools["A"].exchange(fake_b, rng)), mode=weights.gan_mode)
         loss_D = loss_D + discriminator_loss(D_B(a), D_B(self.pools["B"].exchange(fake_a, rng)), mode=weights.gan_mode)
         self.descend(loss_D, "D")
-        return {name: float(term.detach()) for name, term in terms.items()} | {"D": float(loss_D.detach())}
+        return said | {"D": float(loss_D.detach())}
 
     def _perceptual(self, x: Tensor, y: Tensor) -> Tensor:
         assert self.perceptual is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,7 @@ class TrainingPictures:
         seed = rng.integers(0, 2**32)
         return _turn(low, np.random.default_rng(seed)), _turn(high, np.random.default_rng(seed))
 
+    @cached_property
     def validation(self) -> list[tuple[Tensor, Tensor]]:
         """Fixed (low, high) pairs, each (1, C, H, W) in [-1, 1]."""
         pairs = []

@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 
 from medenhance_dicom.networks.enlightengan import EnlightenGANGenerator
-from medenhance_dicom.training.data import TrainingPictures
+from medenhance_dicom.training.data import Batch, TrainingPictures
 from medenhance_dicom.training.discriminators import PatchDiscriminator
 from medenhance_dicom.training.losses import adversarial_loss, discriminator_loss, relativistic_loss
 from medenhance_dicom.training.method import (
-    Batch,
     Method,
     Stage,
     Terms,
     lassim_loss,
-    linear_decay,
-    set_rate,
 )
 from medenhance_dicom.training.perceptual import perceptual_loss_of
 from medenhance_dicom.training.recipe import TrainingRecipe
@@ -68,10 +65,9 @@ class EnlightenGANMethod(Method):
 
     def unpaired_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
         """Relativistic least squares on whole pictures, least squares on patches, self feature preserving."""
-        weights, schedule = self.recipe.weights, self.recipe.schedule
+        weights = self.recipe.weights
         G, D_global, D_local = (self.modules[k] for k in ("G", "D_global", "D_local"))
-        for key in ("G", "D"):
-            set_rate(self.optimizers[key], schedule.rate * linear_decay(step, schedule.steps, schedule.constant))
+        self.set_decayed_rates(step, "G", "D")
         low, high = batch["low"], batch["high"]
         corners = rng.integers(0, np.array(low.shape[-2:]) - PATCH + 1, (PATCHES, 2))
         fake = G(low).float()
@@ -86,10 +82,7 @@ class EnlightenGANMethod(Method):
             terms["lassim"] = lassim_loss(low, fake)
         if weights.paired:
             terms["paired"] = (G(batch["pair_low"]).float() - batch["pair_high"]).abs().mean()
-        total = sum((getattr(weights, name) * term for name, term in terms.items()), torch.zeros((), device=low.device))
-        if self.cooperation is not None:
-            total, terms["task"] = self.cooperation.joined(total, G, batch)
-        self.descend(total, "G", *self.cooperation.stepped if self.cooperation else ())
+        said = self.learn_weighted("G", terms, G, batch)
 
         for D in (D_global, D_local):
             D.requires_grad_(True)
@@ -98,7 +91,7 @@ class EnlightenGANMethod(Method):
             D_local(_patches(high, corners)), D_local(_patches(fake, corners))
         )
         self.descend(loss_D, "D")
-        return {name: float(term.detach()) for name, term in terms.items()} | {"D": float(loss_D.detach())}
+        return said | {"D": float(loss_D.detach())}
 
 
 def _patches(x: Tensor, corners: np.ndarray) -> Tensor:

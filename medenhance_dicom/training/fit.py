@@ -20,11 +20,11 @@ from torch import nn
 from medenhance_dicom.errors import ModelError
 from medenhance_dicom.training.checkpoint import load_checkpoint, save_checkpoint
 from medenhance_dicom.training.cycle import CycleMethod
-from medenhance_dicom.training.data import TrainingPictures
+from medenhance_dicom.training.data import Batch, TrainingPictures
 from medenhance_dicom.training.diary import Diary
 from medenhance_dicom.training.enlightengan import EnlightenGANMethod
 from medenhance_dicom.training.hqgnet import HQGNetMethod
-from medenhance_dicom.training.method import Batch, Method
+from medenhance_dicom.training.method import Method
 from medenhance_dicom.training.recipe import TrainingRecipe
 from medenhance_dicom.training.segmenter import SegmenterMethod
 

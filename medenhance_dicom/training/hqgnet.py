@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medenhance_dicom.networks.guide_encoder import GuideDecoder, GuideEncoder
 from medenhance_dicom.networks.hqgnet import GUIDE, GuidedNetwork, HQGNetGenerator
-from medenhance_dicom.training.data import TrainingPictures
+from medenhance_dicom.training.data import Batch, TrainingPictures
 from medenhance_dicom.training.discriminators import PatchDiscriminator
 from medenhance_dicom.training.losses import (
     adversarial_loss,
@@ -23,14 +23,12 @@ from medenhance_dicom.training.losses import (
     reconstruction_loss,
 )
 from medenhance_dicom.training.method import (
-    Batch,
     Method,
     PicturePool,
     Stage,
     Terms,
     cosine_rate,
     lassim_loss,
-    linear_decay,
     set_rate,
 )
 from medenhance_dicom.training.recipe import TrainingRecipe
@@ -135,10 +133,9 @@ class HQGNetMethod(Method):
 
     def unpaired_step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
         """L_e = L_Haar + lambda_1 L_FC + lambda_2 L_GAN (eq. 7-11) on y and z, then the discriminator's step."""
-        weights, schedule = self.recipe.weights, self.recipe.schedule
+        weights = self.recipe.weights
         E, D = self.modules["E"], self.modules["D"]
-        for key in ("E", "D"):
-            set_rate(self.optimizers[key], schedule.rate * linear_decay(step, schedule.steps, schedule.constant))
+        self.set_decayed_rates(step, "E", "D")
         y, z = (batch["low"] + 1) / 2, (batch["high"] + 1) / 2
         v_z = self.guide_vectors(batch["high"])
         x, v_y = E.enhance(y, v_z)  # type: ignore[operator]
@@ -156,19 +153,14 @@ class HQGNetMethod(Method):
         if weights.paired:
             better = 2 * E((batch["pair_low"] + 1) / 2, v_z).float() - 1
             terms["paired"] = (better - batch["pair_high"]).abs().mean()
-        total = sum((getattr(weights, name) * term for name, term in terms.items()), torch.zeros((), device=y.device))
-        if self.cooperation is not None:
-            total, terms["task"] = self.cooperation.joined(
-                total, lambda low: 2 * E((low + 1) / 2, v_z[:1]).float() - 1, batch
-            )
-        self.descend(total, "E", *self.cooperation.stepped if self.cooperation else ())
+        said = self.learn_weighted("E", terms, lambda low: 2 * E((low + 1) / 2, v_z[:1]).float() - 1, batch)
         self._clamp()
 
         D.requires_grad_(True)
         fake = self.pools["A"].exchange(2 * x.detach() - 1, rng)
         loss_D = discriminator_loss(D(2 * z - 1), D(fake), mode=weights.gan_mode)
         self.descend(loss_D, "D")
-        return {name: float(term.detach()) for name, term in terms.items()} | {"D": float(loss_D.detach())}
+        return said | {"D": float(loss_D.detach())}
 
     def _content_loss(self, x: Tensor, v_z: Tensor, v_y: Tensor) -> Tensor:
         """L_FC, eq. (8). The target is fixed and neither G nor FC_e learn from it: else v -> 0 would be its minimum."""

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from medenhance_dicom.lassim import lassim
-from medenhance_dicom.training.data import TrainingPictures
+from medenhance_dicom.training.data import Batch, TrainingPictures
 from medenhance_dicom.training.recipe import TrainingRecipe
 from medenhance_dicom.training.tasks import Cooperation
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-Batch = dict[str, Tensor]
 Terms = dict[str, float]
 
 
@@ -69,14 +68,14 @@ class Method:
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Scores of a copy of the kept network on the validation pictures; "score" is what the best is chosen by."""
-        scores = enhancement_scores(self.runnable(network), self.pictures.validation(), self.fabric)
+        scores = enhancement_scores(self.runnable(network), self.pictures.validation, self.fabric)
         below = max(0.0, self.recipe.schedule.minimum_lassim - scores["lassim_to_input"])
         return {"score": scores["psnr"] - 1000 * below, **scores}
 
     def samples(self, network: nn.Module) -> Tensor | None:
         """Rows of low, enhanced and true validation pictures, (3, H, W) in [0, 1]; None: nothing to see."""
         run, rows = self.runnable(network).eval(), []
-        for low, high in self.pictures.validation()[:4]:
+        for low, high in self.pictures.validation[:4]:
             with torch.inference_mode(), self.fabric.autocast():
                 out = run(self.fabric.to_device(low)).float().cpu()
             rows.append(torch.cat([low[0], out[0], high[0]], dim=2))
@@ -107,6 +106,31 @@ class Method:
         self.fabric.backward(total)
         for name in optimizers:
             self.optimizers[name].step()
+
+    def set_decayed_rates(self, step: int, *optimizers: str) -> None:
+        """The unpaired stage's rate at one of its steps."""
+        schedule = self.recipe.schedule
+        for name in optimizers:
+            rate = schedule.rate * linear_decay(step, schedule.steps, schedule.constant)
+            set_rate(self.optimizers[name], rate)
+
+    def learn_weighted(
+        self, optimizer: str, terms: dict[str, Tensor], enhance: Callable[[Tensor], Tensor], batch: Batch
+    ) -> Terms:
+        """A step of the enhancer: the sum of the terms by the recipe's weights, with the task's where one trains along.
+
+        Returns the terms, the task's among them.
+        """
+        total = sum(
+            (getattr(self.recipe.weights, name) * term for name, term in terms.items()),
+            torch.zeros((), device=self.fabric.device),
+        )
+        stepped: tuple[str, ...] = ()
+        if self.cooperation is not None:
+            total, task = self.cooperation.joined(total, enhance, batch)
+            terms, stepped = terms | {"task": task}, self.cooperation.stepped
+        self.descend(total, optimizer, *stepped)
+        return {name: float(term.detach()) for name, term in terms.items()}
 
     def learn_pairs(self, stage: str, step: int, better: Tensor, batch: Batch, more: Tensor | None = None) -> Terms:
         """A step of a supervised stage, "warm_up" or "finish", at a rate along half a cosine.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from medenhance_dicom.errors import RecipeError
 from medenhance_dicom.metrics import segmentation_scores
-from medenhance_dicom.training.data import TrainingPictures
-from medenhance_dicom.training.method import Batch, Method, Stage, Terms, cosine_rate, set_rate
+from medenhance_dicom.training.data import Batch, TrainingPictures
+from medenhance_dicom.training.method import Method, Stage, Terms, cosine_rate, set_rate
 from medenhance_dicom.training.recipe import TrainingRecipe
 from medenhance_dicom.training.tasks import SegmentationTask
 
