@@ -228,10 +228,12 @@ def _inspect(paths: list[Path], settings: Settings, *, json: bool) -> None:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        for column in ("would be", "instances", "modality", "size", "recipe", "first source", "reason"):
-            table.add_column(column, overflow="fold")
+        columns = ("result", "instances", "modality", "size", "recipe", "guide", "source", "reason")
+        said = {"result": "would be", "source": "first source"}
+        for column in columns:
+            table.add_column(said.get(column, column), overflow="fold")
         for s in series:
-            values = (s["result"], s["instances"], s["modality"], s["size"], s["recipe"], s["source"], s["reason"])
+            values = (s[column] for column in columns)
             table.add_row(*("" if v is None else str(v) for v in values))
         Console().print(table)
     results = {s["result"] for s in series}

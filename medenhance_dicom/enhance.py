@@ -25,13 +25,13 @@ from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.derive import PixelSummary, derive_instance
 from medenhance_dicom.errors import DerivationError, InputError, OutputError, RecipeError, UnsupportedInstanceError
 from medenhance_dicom.gate import score_frames, verdict_of
-from medenhance_dicom.guides import Guide, choose_guide
+from medenhance_dicom.guides import Guide
 from medenhance_dicom.manifest import Manifest, load_manifest
 from medenhance_dicom.part10 import write_instance
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe, runtime
 from medenhance_dicom.recipe import Recipe
 from medenhance_dicom.report import Outcome
-from medenhance_dicom.selection import Settings, choose_recipes, facts_of, outcome_of, read_members, recipes_of
+from medenhance_dicom.selection import Settings, choose_recipes, guide_for, outcome_of, read_members, recipes_of
 from medenhance_dicom.series import Member, Series
 from medenhance_dicom.unit_frames import SeriesIntensity, UnitFrame, unit_frames
 from medenhance_dicom.verify import assert_derived
@@ -72,7 +72,7 @@ class Enhancement:
                     yield item
                 else:
                     series, recipe = item
-                    jobs.append((series, recipe, self._guide(recipe, series)))
+                    jobs.append((series, recipe, guide_for(recipe, series, settings, self.manifest)))
             if settings.guide and jobs and not any(guide for _, _, guide in jobs):
                 names = ", ".join(sorted({recipe.name for _, recipe, _ in jobs}))
                 raise RecipeError(f"--guide {settings.guide}: no recipe chosen here takes a guide ({names})")
@@ -88,18 +88,6 @@ class Enhancement:
     def manifest(self) -> Manifest:
         """The weights that there are."""
         return load_manifest()
-
-    def _guide(self, recipe: Recipe, series: Series) -> Guide | None:
-        """The guide for a series; None where its recipe takes none."""
-        if recipe.enhancer.method != "network":
-            return None
-        key = recipe.enhancer.weights or ""
-        entry = self.manifest.entry(key)
-        if not entry.takes_guide:
-            return None
-        return choose_guide(
-            key, entry, self.settings.guide or recipe.enhancer.guide, facts_of(series.members[0].instance)
-        )
 
     def _prepare(self, recipe: Recipe, guide: Guide | None) -> PreparedRecipe:
         key = recipe.name, guide.digest if guide else ""

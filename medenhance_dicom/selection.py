@@ -13,6 +13,8 @@ from medenhance_dicom import frames
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, RecipeError, UnreadableInstanceError, UnsupportedInstanceError
 from medenhance_dicom.gate import Mode
+from medenhance_dicom.guides import Guide, choose_guide
+from medenhance_dicom.manifest import Manifest, load_manifest
 from medenhance_dicom.part10 import Limits, find_instances, looks_like_dicom, read_instance
 from medenhance_dicom.recipe import Recipe, load_recipes, match_recipe
 from medenhance_dicom.report import UNREADABLE, Outcome, Result
@@ -127,6 +129,22 @@ def recipes_of(settings: Settings) -> list[Recipe]:
     return recipes
 
 
+def guide_for(recipe: Recipe, series: Series, settings: Settings, manifest: Manifest) -> Guide | None:
+    """The stored guide that leads a recipe's network on a series; None where it takes none.
+
+    Raises:
+        ModelError: No such weights, or no guide that fits.
+    """
+    if recipe.enhancer.method != "network":
+        return None
+    key = recipe.enhancer.weights or ""
+    entry = manifest.entry(key)
+    if not entry.takes_guide:
+        return None
+    name = settings.guide or recipe.enhancer.guide
+    return choose_guide(key, entry, name, facts_of(series.members[0].instance))
+
+
 def facts_of(instance: Dataset) -> dict[str, Any]:
     """Keyword -> value, as recipes and guides are chosen by."""
     return {element.keyword: element.value for element in instance}
@@ -159,24 +177,32 @@ def outcome_of(member: Member, result: Result, reason: str | None, **more: Any) 
 
 
 def plan(paths: Iterable[Path], settings: Settings) -> Iterator[dict[str, Any]]:
-    """What a run would do, series by series, and what it would leave out and why. Decodes no pixels."""
-    recipes = recipes_of(settings)
+    """What a run would do, series by series, and what it would leave out and why. Decodes no pixels.
+
+    Raises:
+        InputError: A path does not exist.
+        ModelError: Weights or a guide that a recipe needs are missing or altered.
+    """
+    recipes, manifest = recipes_of(settings), load_manifest()
     with tempfile.TemporaryDirectory(prefix="medenhance-") as scratch, Decoder(limits=settings.limits) as decoder:
         for item in choose_recipes(read_members(paths, Path(scratch), decoder, settings, recipes), recipes, settings):
             if isinstance(item, Outcome):
                 yield {
                     "result": item.result, "instances": 1, "modality": None, "size": None, "recipe": None,
+                    "weights": None, "guide": None,
                     "source": item.source, "reason": item.reason,
                 }  # fmt: skip
                 continue
             series, recipe = item
-            first = series.members[0].instance
+            first, guide = series.members[0].instance, guide_for(recipe, series, settings, manifest)
             yield {
                 "result": "enhanced",
                 "instances": len(series.members),
                 "modality": first.get("Modality"),
                 "size": f"{first.Columns}x{first.Rows}",
                 "recipe": recipe.name,
+                "weights": recipe.enhancer.weights,
+                "guide": guide.key if guide else None,
                 "source": series.members[0].located.name,
                 "reason": None,
             }

@@ -454,6 +454,9 @@ def test_from_a_picture_to_the_tags(models, tmp_path, fundus, monkeypatch, capsy
 
     (models / "encoder.safetensors").unlink()  # inference needs no encoder
     words = ["enhance", fundus, "-o", tmp_path / "out", "--weights", "tiny", "--device", "cpu", "--gate", "off"]
+    assert run(monkeypatch, *words, "--dry-run", "--json") == 0
+    planned = json.loads(capsys.readouterr().out)["series"][0]
+    assert (planned["weights"], planned["guide"]) == ("tiny", "clear-eye")
     assert run(monkeypatch, *words, "--engine", "torch", "--json") == 0
     outcome = json.loads(capsys.readouterr().out)["outcomes"][0]
     assert (outcome["weights"], outcome["guide"]) == ("tiny", "clear-eye")
