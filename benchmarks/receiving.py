@@ -4,7 +4,8 @@
 
 Runs itself in a network namespace of its own (DCMTK and Orthanc listen on every interface), so it needs the right to
 make one. Ours flushes every instance before it says 0x0000; Orthanc has SyncStorageArea on; DCMTK flushes nothing.
-Senders are DCMTK's storescu, as it comes and with TCP_NODELAY=1. A cell is the median over the rounds of instances per
+Senders are DCMTK's storescu, as it comes and with TCP_NODELAY=1; DCMTK's and Orthanc's receivers then have that too, as
+their answers would stall otherwise. A cell is the median over the rounds of instances per
 second, all associations together, from the first sender's start to the last one's end; the servers take turns, so that
 a machine that gets slower does so for all. Then one object of 207 MB, and the peak memory of the process that took it.
 """
@@ -85,10 +86,12 @@ def serve(store: Path) -> None:
 
 
 @contextlib.contextmanager
-def ours(folder: Path, receivers: int = 1):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+def ours(folder: Path, environment: dict[str, str], receivers: int = 1):
     command = [sys.executable, __file__, "--serve", str(folder / "store")]
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(receivers)]
+    children = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+        for _ in range(receivers)
+    ]
     for child in children:
         assert child.stdout is not None
         assert child.stdout.readline() == "up\n"
@@ -97,16 +100,19 @@ def ours(folder: Path, receivers: int = 1):
 
 
 @contextlib.contextmanager
-def dcmtk(folder: Path):
+def dcmtk(folder: Path, environment: dict[str, str]):
     (folder / "files").mkdir()
-    child = subprocess.Popen(["/usr/bin/storescp", "--fork", "-od", str(folder / "files"), str(PORT)])
+    child = subprocess.Popen(
+        ["/usr/bin/storescp", "--fork", "-od", str(folder / "files"), str(PORT)],
+        stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
+    )  # fmt: skip
     with ended([child]):
         wait_for(PORT)
         yield [child]
 
 
 @contextlib.contextmanager
-def orthanc(folder: Path):
+def orthanc(folder: Path, environment: dict[str, str]):
     settings = {
         "StorageDirectory": str(folder / "storage"), "IndexDirectory": str(folder / "storage"), "DicomPort": PORT,
         "HttpPort": ORTHANC_HTTP, "DicomAet": "NODE", "DicomCheckCalledAet": False, "SyncStorageArea": True,
@@ -114,8 +120,9 @@ def orthanc(folder: Path):
     }  # fmt: skip
     (folder / "orthanc.json").write_text(json.dumps(settings))
     child = subprocess.Popen(
-        ["/usr/sbin/Orthanc", str(folder / "orthanc.json")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        ["/usr/sbin/Orthanc", str(folder / "orthanc.json")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment, start_new_session=True,
+    )  # fmt: skip
     with ended([child]):
         wait_for(PORT)
         wait_for(ORTHANC_HTTP)
@@ -128,7 +135,7 @@ def ended(children):
         yield
     finally:
         for child in children:
-            child.terminate()
+            os.killpg(child.pid, signal.SIGTERM)  # storescp's own children too
         for child in children:
             child.wait(60)
 
@@ -142,8 +149,8 @@ def wait_for(port: int) -> None:
 
 
 SERVERS = {
-    "ours, 1 receiver": lambda folder: ours(folder, 1),
-    "ours, 2 receivers": lambda folder: ours(folder, 2),
+    "ours, 1 receiver": lambda folder, environment: ours(folder, environment, 1),
+    "ours, 2 receivers": lambda folder, environment: ours(folder, environment, 2),
     "DCMTK storescp --fork": dcmtk,
     "Orthanc, SyncStorageArea": orthanc,
 }
@@ -152,11 +159,13 @@ SERVERS = {
 # ---------------------------------------------------------------- senders
 
 
-def send(folders: list[Path], nodelay: bool, seconds: float) -> float:
-    """Instances per second: a storescu for every folder, all at once; each ends after `seconds` at the latest."""
+def environment_of(nodelay: bool) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name != "TCP_NODELAY"}
-    if nodelay:
-        environment["TCP_NODELAY"] = "1"
+    return environment | {"OMP_NUM_THREADS": "1"} | ({"TCP_NODELAY": "1"} if nodelay else {})
+
+
+def send(folders: list[Path], environment: dict[str, str], seconds: float) -> float:
+    """Instances per second: a storescu for every folder, all at once; each ends after `seconds` at the latest."""
     answers = [0] * len(folders)
     began = time.perf_counter()
 
@@ -183,19 +192,20 @@ def send(folders: list[Path], nodelay: bool, seconds: float) -> float:
 def measure_cell(server, instances: list[Path], nodelay: bool, seconds: float, disk: Path) -> float:
     folder = Path(tempfile.mkdtemp(dir=disk))
     try:
-        with SERVERS[server](folder):
-            return send(instances, nodelay, seconds)
+        environment = environment_of(nodelay)
+        with SERVERS[server](folder, environment):
+            return send(instances, environment, seconds)
     finally:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def measure_large(instance: Path, disk: Path) -> dict[str, float]:
     folder = Path(tempfile.mkdtemp(dir=disk))
     try:
-        with ours(folder) as (child,):
+        with ours(folder, environment_of(True)) as (child,):
             before = peak_mb(child.pid)
             began = time.perf_counter()
-            rate = send([instance], True, 300)
+            rate = send([instance], environment_of(True), 300)
             seconds = time.perf_counter() - began
             assert rate > 0, "the large object was not taken"
             (stored,) = (folder / "store" / "pending").rglob("*.dcm")

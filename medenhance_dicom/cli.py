@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from medenhance_dicom import __version__
-from medenhance_dicom.errors import InputError, MedenhanceError, ModelError, OutputError, RecipeError
+from medenhance_dicom.errors import (
+    ConfigurationError,
+    InputError,
+    MedenhanceError,
+    ModelError,
+    OutputError,
+    PeerError,
+    RecipeError,
+)
+from medenhance_dicom.node import commands as node_commands
 
 if TYPE_CHECKING:
     from medenhance_dicom.report import Outcome
@@ -26,13 +35,13 @@ if TYPE_CHECKING:
 EXIT_CODES = (
     "Exit codes: 0 all done, 1 unexpected error, 2 usage, 3 nothing matched, 4 some failed, 5 all failed, "
     "6 input unreadable, 7 output not writable, 8 model missing or altered, 9 all withheld by the gate, "
-    "10 some withheld, 130 interrupted."
+    "10 some withheld, 11 peer refused or unreachable, 130 interrupted."
 )
 
 app = typer.Typer(
     name="medenhance-dicom",
     help="Enhance low-quality DICOM images and write derived objects that say how they were made. "
-    "Originals are never touched; nothing contacts a network.",
+    "Originals are never touched; only the node and what names a peer contact a network.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
@@ -64,7 +73,9 @@ def _exit_code_of(error: MedenhanceError) -> int:
         return 7
     if isinstance(error, ModelError):
         return 8
-    return 2 if isinstance(error, RecipeError) else 1
+    if isinstance(error, PeerError):
+        return 11
+    return 2 if isinstance(error, RecipeError | ConfigurationError) else 1
 
 
 def main() -> None:
@@ -539,3 +550,6 @@ def train(
         _print_json({"recipe": loaded.name, "weights": str(best), "log": str(folder / "log.jsonl")})
     else:
         print(f"best weights: {best}")
+
+
+node_commands.add_to(app)

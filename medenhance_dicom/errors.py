@@ -6,6 +6,8 @@ MedenhanceError
 │   └── LimitExceededError         it declares more than we are willing to decode
 ├── UnsupportedInstanceError   readable, but refused: carries a reason code (outcome `skipped`)
 ├── RecipeError                a recipe file is wrong, or no such recipe (exit code 2)
+├── ConfigurationError         the node's configuration is wrong (exit code 2)
+├── PeerError                  a DICOM peer or server refuses, fails or is not there (exit code 11)
 ├── ModelError                 weights or guide missing or altered (exit code 8)
 ├── OutputError                the output folder cannot be written (exit code 7)
 └── DerivationError            a derived object broke one of our own rules; nothing is written
@@ -44,6 +46,21 @@ class UnsupportedInstanceError(MedenhanceError):
 
 class RecipeError(MedenhanceError):
     """A recipe that does not load, or that no file provides."""
+
+
+class ConfigurationError(MedenhanceError):
+    """The node's configuration does not load, or contradicts itself."""
+
+
+class PeerError(MedenhanceError):
+    """Another application entity or DICOMweb server that refuses, breaks off or cannot be reached.
+
+    `permanent`: asking again will not help, such as an unknown AE title.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
 
 
 class ModelError(MedenhanceError):

@@ -1,0 +1,1 @@
+"""The DICOM node: receives, waits for complete series, sends on and has the archive commit."""

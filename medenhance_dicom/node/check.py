@@ -1,0 +1,352 @@
+"""`node check`: try what the configuration asks for before a patient's picture depends on it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+import httpx
+from pynetdicom import build_context
+
+from medenhance_dicom.errors import ConfigurationError, MedenhanceError, PeerError
+from medenhance_dicom.node.association import associated
+from medenhance_dicom.node.http import is_loopback, read_token
+from medenhance_dicom.node.settings import Destination, NodeSettings, TLSFiles
+from medenhance_dicom.node.state import running_process
+from medenhance_dicom.node.wire import client_tls, server_tls
+
+Level = Literal["ok", "warning", "wrong"]
+
+_VERIFICATION = "1.2.840.10008.1.1"
+_COMMITMENT = "1.2.840.10008.1.20.1"
+_COMMON = {
+    "1.2.840.10008.5.1.4.1.1.77.1.5.1": "Ophthalmic Photography 8 Bit",
+    "1.2.840.10008.5.1.4.1.1.77.1.4": "VL Photographic",
+    "1.2.840.10008.5.1.4.1.1.77.1.1": "VL Endoscopic",
+    "1.2.840.10008.5.1.4.1.1.1": "CR",
+    "1.2.840.10008.5.1.4.1.1.1.1": "DX for presentation",
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.4": "MR",
+    "1.2.840.10008.5.1.4.1.1.6.1": "US",
+    "1.2.840.10008.5.1.4.1.1.7": "Secondary Capture",
+    "1.2.840.10008.5.1.4.1.1.7.2": "Multi-frame Grayscale Byte SC",
+    "1.2.840.10008.5.1.4.1.1.7.4": "Multi-frame True Color SC",
+}
+_SYNTAXES = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
+_GB = 1e9
+_EXPIRES_SOON = timedelta(days=30)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the table."""
+
+    what: str
+    level: Level
+    words: str
+    peer: bool = False
+    """Of another machine: `wrong` is exit code 11 then, not 2."""
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """0 where nothing is wrong, 2 for what is wrong here, 11 where only other machines do not answer as they should."""
+    wrong = [finding for finding in findings if finding.level == "wrong"]
+    return 0 if not wrong else 11 if all(finding.peer for finding in wrong) else 2
+
+
+def check(settings: NodeSettings, *, now: datetime, peers: bool = True) -> Iterator[Finding]:
+    """Try everything, one finding after the other; nothing is sent but C-ECHO and an HTTP OPTIONS.
+
+    Args:
+        settings: What to check.
+        now: Aware time, for the dates of certificates.
+        peers: Whether destinations are asked.
+    """
+    yield from _store(settings)
+    yield from _who_may_call(settings)
+    if running_process(settings.store) is not None:
+        yield Finding("ports", "ok", "a node runs on this store: its ports are not tried")
+    else:
+        yield from _ports(settings)
+    if settings.listener.tls:
+        yield from _certificates("listener.tls", settings.listener.tls, now, server=True)
+    yield from _models(settings)
+    if settings.work.database:
+        yield from _database(settings.work.database)
+    if not settings.destinations:
+        yield Finding("destinations", "warning", "none: nothing is sent on, and finished jobs stay here")
+    for destination in settings.destinations:
+        name = f"destination {destination.name}"
+        if destination.tls:
+            yield from _certificates(f"{name} tls", destination.tls, now, server=False)
+        if peers:
+            callers = {peer.ae_title for peer in settings.peers}
+            try:
+                if destination.stow is None:
+                    yield from _probe_dimse(name, destination, settings.listener.ae_title, callers)
+                else:
+                    yield from _probe_stow(name, destination)
+            except PeerError as error:
+                yield Finding(name, "wrong", str(error), peer=True)
+            except ConfigurationError as error:
+                yield Finding(name, "wrong", str(error))
+
+
+# ---------------------------------------------------------------- this machine
+
+
+def _store(settings: NodeSettings) -> Iterator[Finding]:
+    store = settings.store
+    try:
+        store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe, link = store / ".check.part", store / ".check.link"
+        for path in (probe, link):
+            path.unlink(missing_ok=True)
+        with probe.open("xb") as handle:
+            handle.write(b"x")
+            os.fsync(handle.fileno())
+        os.link(probe, link)
+        for path in (probe, link):
+            path.unlink()
+    except OSError as error:
+        yield Finding("store", "wrong", f"{store} cannot be written: {error.strerror}")
+        return
+    devices = {path.stat().st_dev for path in (store, *(p for p in store.iterdir() if p.is_dir()))}
+    if len(devices) > 1:
+        yield Finding("store", "wrong", f"{store}: its folders lie on {len(devices)} file systems, it has to be one")
+    elif stat.S_IMODE(store.stat().st_mode) & 0o077:
+        yield Finding("store", "warning", f"{store} is open to others (mode 0700 keeps patient data private)")
+    else:
+        yield Finding("store", "ok", f"{store} can be written")
+    yield from _secret(store / "secret")
+    usage = os.statvfs(store)
+    free, reserve = usage.f_bavail * usage.f_frsize, settings.listener.reserve_bytes
+    words = f"{free / _GB:.1f} GB free, {reserve / _GB:.1f} GB are kept back"
+    if free < reserve:
+        yield Finding("disk", "wrong", f"{words}: nothing would be received")
+    else:
+        yield Finding("disk", "warning" if free < 2 * reserve else "ok", words)
+
+
+def _secret(secret: Path) -> Iterator[Finding]:
+    if not secret.exists():
+        yield Finding("secret", "ok", "made at the first start")
+        return
+    size, mode = secret.stat().st_size, stat.S_IMODE(secret.stat().st_mode)
+    if size != 32:
+        yield Finding("secret", "wrong", f"{secret} has {size} bytes, not 32: the names in the store depend on it")
+    elif mode & 0o077:
+        yield Finding("secret", "wrong", f"{secret} is open to others (mode {mode:04o}, 0600 is needed)")
+    else:
+        yield Finding("secret", "ok", "32 bytes, mode 0600")
+
+
+def _who_may_call(settings: NodeSettings) -> Iterator[Finding]:
+    listener, peers = settings.listener, settings.peers
+    if not peers and not settings.http.stow:
+        yield Finding("peers", "warning", "none: nobody may send")
+    elif anywhere := [peer.ae_title for peer in peers if not peer.hosts]:
+        yield Finding("peers", "warning", f"{', '.join(anywhere)} may call from any address (no hosts)")
+    else:
+        yield Finding("peers", "ok", f"{len(peers)} may call")
+    if listener.port and not is_loopback(listener.bind):
+        yield Finding("listener", "warning", f"port {listener.port} takes data in the clear on {listener.bind}")
+    if not listener.port and listener.tls is None:
+        yield Finding("listener", "wrong", "port is 0 and there is no listener.tls: nothing listens")
+    try:
+        token = read_token(settings.http)
+    except ConfigurationError as error:
+        yield Finding("http", "wrong", str(error))
+        return
+    if settings.http.port and settings.http.stow:
+        yield Finding("http", "ok", "STOW-RS asks for a token" if token else "STOW-RS asks for no token, on loopback")
+
+
+def _ports(settings: NodeSettings) -> Iterator[Finding]:
+    if problems := port_problems(settings):
+        for problem in problems:
+            yield Finding("ports", "wrong", problem)
+    else:
+        yield Finding("ports", "ok", "free")
+
+
+def port_problems(settings: NodeSettings) -> list[str]:
+    """Ports of the configuration that cannot be listened on, in words."""
+    listener, http = settings.listener, settings.http
+    asked = [("listener.port", listener.bind, listener.port), ("http.port", http.bind, http.port)]
+    if listener.tls:
+        asked.append(("listener.tls.port", listener.bind, listener.tls.port))
+    problems = []
+    for what, bind, port in asked:
+        if port == 0:
+            continue
+        try:
+            family, *_, address = socket.getaddrinfo(bind, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            problems.append(f"{what}: {bind} port {port}: {error.strerror}")
+    return problems
+
+
+def _certificates(what: str, files: TLSFiles, now: datetime, *, server: bool) -> Iterator[Finding]:
+    from cryptography import x509
+
+    try:
+        server_tls(files) if server else client_tls(files)
+        found = [
+            (path, certificate)
+            for path in (files.certificate, files.authority)
+            for certificate in x509.load_pem_x509_certificates(path.read_bytes())
+        ]
+    except (ConfigurationError, OSError, ValueError) as error:
+        words = str(error) if isinstance(error, ConfigurationError) else f"{files.certificate} cannot be read"
+        yield Finding(what, "wrong", words)
+        return
+    for path, certificate in found:
+        first, last = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if now > last:
+            yield Finding(what, "wrong", f"{path.name} expired on {last:%Y-%m-%d}")
+        elif now < first:
+            yield Finding(what, "wrong", f"{path.name} is valid from {first:%Y-%m-%d}, not yet")
+        elif now > last - _EXPIRES_SOON:
+            yield Finding(what, "warning", f"{path.name} expires on {last:%Y-%m-%d}")
+        else:
+            yield Finding(what, "ok", f"{path.name} is valid until {last:%Y-%m-%d}")
+    if stat.S_IMODE(files.key.stat().st_mode) & 0o077:
+        yield Finding(what, "warning", f"{files.key.name} is open to others (0600 keeps it private)")
+
+
+def _models(settings: NodeSettings) -> Iterator[Finding]:
+    if problems := model_problems():
+        for problem in problems:
+            yield Finding("models", "wrong", problem)
+    else:
+        yield Finding("models", "ok", "weights and guides are as they were made")
+    from medenhance_dicom.guides import find_guides
+    from medenhance_dicom.recipe import load_recipes
+
+    asked = settings.enhance
+    try:
+        names = [recipe.name for recipe in load_recipes()]
+    except MedenhanceError as error:
+        yield Finding("enhance.recipe", "wrong", str(error))
+        return
+    if asked.recipe != "auto" and asked.recipe not in names:
+        yield Finding("enhance.recipe", "wrong", f"no recipe {asked.recipe!r}; see `medenhance-dicom recipes list`")
+    if asked.guide != "auto" and asked.guide not in find_guides():
+        yield Finding("enhance.guide", "wrong", f"no guide {asked.guide!r}; see `medenhance-dicom guides list`")
+    from medenhance_dicom.prepare import runtime
+
+    try:
+        device, engine, precision = runtime(asked.device, asked.engine, asked.precision)
+    except MedenhanceError as error:
+        yield Finding("enhance", "wrong", str(error))
+    else:
+        yield Finding("enhance", "ok", f"{engine} on {device} in {precision}")
+
+
+def model_problems() -> list[str]:
+    """What is wrong with the weights and the shipped guides, in words; reads all of them, some 50 MB."""
+    from medenhance_dicom.guides import find_guides, verify_guide
+    from medenhance_dicom.manifest import load_manifest, verify_all
+
+    try:
+        manifest = load_manifest()
+        problems = verify_all(manifest)
+        for key, path in find_guides().items():
+            problems[f"guide {key}"] = verify_guide(path, manifest)
+    except MedenhanceError as error:
+        return [str(error)]
+    return [problem for problem in problems.values() if problem]
+
+
+def _database(url: str) -> Iterator[Finding]:
+    problem = database_problem(url)
+    yield Finding("work.database", "wrong" if problem else "ok", problem or "answers")
+
+
+def database_problem(url: str) -> str | None:
+    """Why a database does not answer, None when it does; never its address's user or password."""
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+
+    if url.startswith("postgresql://"):
+        url = "postgresql+psycopg" + url.removeprefix("postgresql")
+    try:
+        engine = create_engine(url, connect_args={"connect_timeout": 5} if url.startswith("postgresql") else {})
+        try:
+            with engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+        finally:
+            engine.dispose()
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError):
+        return "is not a database address that can be used here"
+    except SQLAlchemyError as error:
+        return f"does not answer ({type(error).__name__})"
+    return None
+
+
+# ---------------------------------------------------------------- destinations
+
+
+def _probe_dimse(name: str, destination: Destination, calling_ae: str, callers: set[str]) -> Iterator[Finding]:
+    """An association with verification, commitment and common storage classes, and a C-ECHO on it."""
+    asked = destination.model_copy(update={"response_timeout": min(destination.response_timeout, 30.0)})
+    contexts = [build_context(sop_class, _SYNTAXES) for sop_class in (_VERIFICATION, _COMMITMENT, *_COMMON)]
+    where = f"{destination.ae_title} at {destination.host}:{destination.port}"
+    with associated(asked, contexts, calling_ae=calling_ae) as association:
+        accepted = {str(context.abstract_syntax) for context in association.accepted_contexts}
+        if _VERIFICATION not in accepted:
+            yield Finding(name, "ok", f"{where} accepts us; it has no C-ECHO")
+        elif getattr(association.send_c_echo(), "Status", None) == 0:
+            yield Finding(name, "ok", f"{where} answers C-ECHO")
+        else:
+            raise PeerError(f"{where} accepts us and does not answer C-ECHO")
+    refused = [words for uid, words in _COMMON.items() if uid not in accepted]
+    if len(refused) == len(_COMMON):
+        yield Finding(name, "wrong", "accepts none of the common storage classes", peer=True)
+    elif refused:
+        yield Finding(name, "warning", f"does not store {', '.join(refused)}")
+    if destination.commit and destination.ae_title not in callers:
+        words = (
+            f"{destination.ae_title} is not among the peers: commitment reports that it brings itself are turned away"
+        )
+        yield Finding(name, "warning", words)
+    if destination.commit and _COMMITMENT not in accepted:
+        words = "does not offer Storage Commitment: jobs would never be done (commit = false sends without)"
+        yield Finding(name, "wrong", words, peer=True)
+
+
+def _probe_stow(name: str, destination: Destination) -> Iterator[Finding]:
+    """OPTIONS of the studies resource, else a QIDO-RS search for at most one study."""
+    assert destination.stow is not None
+    headers = {}
+    if destination.authorization_file is not None:
+        try:
+            headers["Authorization"] = destination.authorization_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            raise ConfigurationError(f"{destination.authorization_file} cannot be read") from None
+    verify = client_tls(destination.tls) if destination.tls else True
+    try:
+        with httpx.Client(verify=verify, headers=headers, timeout=destination.connect_timeout, trust_env=False) as web:
+            answer = web.options(destination.stow)
+            if answer.status_code in (404, 405, 501):
+                answer = web.get(destination.stow, params={"limit": 1, "StudyInstanceUID": "2.25.0"})
+    except httpx.HTTPError as error:
+        raise PeerError(f"{destination.stow} does not answer ({type(error).__name__})") from error
+    status = answer.status_code
+    if status in (401, 403):
+        raise PeerError(f"{destination.stow} does not let us in (HTTP {status})", permanent=True)
+    if status >= 500 or status == 404:
+        raise PeerError(f"{destination.stow} answers HTTP {status}")
+    if destination.stow.startswith("http://") and not is_loopback(httpx.URL(destination.stow).host):
+        yield Finding(name, "warning", "http://: patient data goes over the network in the clear")
+    yield Finding(name, "ok", f"{destination.stow} answers HTTP {status}")

@@ -1,0 +1,263 @@
+"""What a person sees of the jobs and does about them: list, show, why, retry, cancel, recover."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from medenhance_dicom.audit import Audit
+from medenhance_dicom.jobs import ENHANCE, Jobs, JobState, StageState, sqlite_url
+from medenhance_dicom.node.delivering import TO
+from medenhance_dicom.node.delivery import read_ledger
+from medenhance_dicom.node.jobfolder import ledger_path, read_whole, write_lines, write_whole
+from medenhance_dicom.node.settings import NodeSettings
+
+
+def database_of(settings: NodeSettings) -> str:
+    """SQLAlchemy URL of the durable work's database."""
+    return settings.work.database or sqlite_url(settings.store / "node.sqlite")
+
+
+class Control:
+    """The jobs of one node, from outside the processes that work on them."""
+
+    def __init__(self, settings: NodeSettings, *, clock: Callable[[], float] = time.time) -> None:
+        """Connect.
+
+        Raises:
+            ConfigurationError: The database cannot be reached.
+        """
+        self._store, self._clock = settings.store, clock
+        self._audit = Audit(settings.store / "audit" / "audit.jsonl", clock=clock)
+        self.jobs = Jobs(database_of(settings))
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every job, oldest first: job, state, say, calling_ae, Modality, instances, partial, created, updated."""
+        return [self._summary(state) for state in self.jobs.all()]
+
+    def show(self, job: str) -> dict[str, Any]:
+        """One job with its stages, and for each destination what it has had.
+
+        Raises:
+            KeyError: No such job.
+        """
+        state, folder = self.jobs.job(self.full_id(job)), self._folder(job)
+        plan = read_whole(folder / "plan.json") or {}
+        ended = read_whole(folder / "enhanced.json") or {}
+        stages = [
+            {
+                "stage": stage.stage, "state": stage.state, "say": stage.say, "worker": stage.worker,
+                "next": _iso(stage.until) if stage.until else None,
+            }
+            for stage in state.stages
+        ]  # fmt: skip
+        destinations = {}
+        for name in plan.get("destinations", []):
+            ledger = read_ledger(ledger_path(folder, name))
+            destinations[name] = {
+                "sent": len(ledger.sent), "refused": len(ledger.refused), "committed": len(ledger.committed),
+                "failures": ledger.failures + ledger.commit_failures, "finished": ledger.finished,
+            }  # fmt: skip
+        return self._summary(state) | {
+            "stages": stages, "counts": ended.get("counts", {}), "destinations": destinations, "folder": str(folder)
+        }  # fmt: skip
+
+    def why(self, job: str) -> list[str]:
+        """What happened, what is being waited for and what a person can do, in sentences.
+
+        Raises:
+            KeyError: No such job.
+        """
+        job, folder = self.full_id(job), self._folder(job)
+        sentences = [_received(read_whole(folder / "job.json") or {})]
+        try:
+            state = self.jobs.job(job)
+        except KeyError:
+            return [
+                *sentences,
+                f"It is not queued. The node does that when it starts, and so does `jobs retry {job[:8]}`.",
+            ]
+        plan = read_whole(folder / "plan.json")
+        if plan is not None and not plan["destinations"]:
+            sentences.append("No rule sends it anywhere.")
+        events = self._audit.events(state.job)
+        sentences += [said for event in events if (said := _happened(event)) is not None]
+        sentences += [_now(stage) for stage in state.stages if stage.state != "done"]
+        return sentences + _advice(state, folder)
+
+    def retry(self, job: str) -> list[str]:
+        """Go at what failed, waits or was cancelled, now, with fresh attempts and by the rules as they are now.
+
+        Returns:
+            The stages; none where nothing has failed.
+
+        Raises:
+            KeyError: No such job.
+            OSError: The job's folder cannot be written.
+        """
+        job, folder = self.full_id(job), self._folder(job)
+        if (folder / "done.json").exists():
+            return []
+        try:
+            stages = self.jobs.job(job).stages
+        except KeyError:  # the database was lost
+            stages = ()
+        if stages and all(stage.state in ("queued", "working") for stage in stages):
+            return []
+        (folder / "cancelled").unlink(missing_ok=True)
+        again = [{"event": "retried", "at": self._clock()}]
+        for ledger in (folder / "sent").glob("*.jsonl"):
+            write_lines(ledger, again)
+        if (journal := folder / "enhance.jsonl").exists():
+            write_lines(journal, again)
+        if "failed" in (read_whole(folder / "enhanced.json") or {}):
+            (folder / "enhanced.json").unlink()
+        if (plan := read_whole(folder / "plan.json")) is not None:
+            write_whole(folder / "plan.json", {"made": plan["made"]})  # the rules decide anew
+        self._audit.append("retried", job=job)
+        if not stages:
+            self.jobs.enqueue(job)
+            return [ENHANCE]
+        # "enhance" first: it is over at once where it was done, and starts every destination of the new plan.
+        return self.jobs.retry(job, always=ENHANCE)
+
+    def cancel(self, job: str) -> bool:
+        """Give a job up; what is running ends its step. Its files stay.
+
+        Returns:
+            False where it is done already.
+
+        Raises:
+            KeyError: No such job.
+            OSError: The job's folder cannot be written.
+        """
+        job, folder = self.full_id(job), self._folder(job)
+        if (folder / "done.json").exists():
+            return False
+        write_whole(folder / "cancelled", {"at": self._clock()})
+        self._audit.append("cancelled", job=job)
+        self.jobs.cancel(job)
+        return True
+
+    def recover(self, worker: str) -> None:
+        """Declare a worker dead, so that a living one takes its jobs over at once."""
+        self._audit.append("declared dead", worker=worker)
+        self.jobs.recover(worker)
+
+    def full_id(self, job: str) -> str:
+        """The job id that begins so, as people type it.
+
+        Raises:
+            KeyError: None does, or several do.
+        """
+        if (self._store / "jobs" / job / "job.json").exists():
+            return job
+        found = [path.name for path in (self._store / "jobs").glob(f"{job}*")] if job.isalnum() else []
+        if len(found) != 1:
+            raise KeyError(job)
+        return found[0]
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.jobs.close()
+
+    def _folder(self, job: str) -> Path:
+        return self._store / "jobs" / self.full_id(job)
+
+    def _summary(self, state: JobState) -> dict[str, Any]:
+        facts = read_whole(self._store / "jobs" / state.job / "job.json") or {}
+        troubled = [stage for stage in state.stages if stage.state == state.state and stage.say]
+        return {
+            "job": state.job,
+            "state": state.state,
+            "say": "; ".join(f"{stage.stage}: {stage.say}" for stage in troubled),
+            **{name: facts.get(name) for name in ("calling_ae", "Modality", "instances", "partial")},
+            "created": _iso(state.created),
+            "updated": _iso(state.updated),
+        }
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _received(facts: dict[str, Any]) -> str:
+    what = f"{facts.get('instances', '?')} instances of {facts.get('Modality') or 'no modality'}"
+    end = "; the series had not come to its end when its time was up" if facts.get("partial") else ""
+    return f"{facts.get('calling_ae', 'Somebody')} sent {what}{end}."
+
+
+def _happened(event: dict[str, Any]) -> str | None:
+    """An event of the audit trail as a sentence; None for one that tells a person nothing."""
+    to = event.get("destination", "")
+    count, why = event.get("instances"), event.get("why", "")
+    why = ", ".join(why) if isinstance(why, list) else why
+    match event["event"]:
+        case "enhanced":
+            counts = ", ".join(f"{n} {result}" for result, n in event["counts"].items())
+            words = f"Enhanced: {counts}" if counts else "It was not to be enhanced"
+        case "not enhanced":
+            words = f"The enhancement was given up: {why}"
+        case "sent":
+            warned = f", {event['with_warnings']} with warnings" if "with_warnings" in event else ""
+            words = f"{count} instances were stored by {to}{warned}"
+        case "not sent":
+            words = f"{to} did not take {f'{count} instances' if count else 'anything'}: {why}"
+        case "commitment asked":
+            words = f"{to} was asked to commit {count} instances"
+        case "committed":
+            words = f"{to} committed {count} instances"
+        case "not committed":
+            words = f"{to} did not commit {f'{count} instances' if count else ''}: {why}".replace("  ", " ")
+        case "dead letter":
+            words = f"Nothing more was tried with {to}: {why}"
+        case "delivered":
+            words = f"{to} has all {count} instances"
+        case "retried":
+            words = "A person asked for another try"
+        case "cancelled":
+            words = "A person gave it up"
+        case "done":
+            words = "It is done"
+        case _:
+            return None
+    return f"{event['time'][:19]}Z {words}."
+
+
+def _now(stage: StageState) -> str:
+    name = f"Delivery to {stage.stage.removeprefix(TO)}" if stage.stage.startswith(TO) else "Enhancement"
+    match stage.state:
+        case "queued":
+            words = "waits for a worker that is free"
+        case "working":
+            words = f"is being worked on by {stage.worker}"
+        case "waiting":
+            when = f" until {_iso(stage.until)}" if stage.until else ""
+            words = f"waits{when}: {stage.say}"
+        case "failed":
+            words = f"has failed: {stage.say}"
+        case _:
+            words = "was cancelled"
+    return f"{name} {words}."
+
+
+def _advice(state: JobState, folder: Path) -> list[str]:
+    if (folder / "done.json").exists():
+        return ["Its files stay here until retention removes them."]
+    match state.state:
+        case "failed":
+            advice = f"Mend what is named above, then `jobs retry {state.job[:8]}`: it does what is left to do."
+            if any(stage.stage == ENHANCE and stage.state == "failed" for stage in state.stages):
+                advice = f"Originals are sent on all the same. {advice}"
+            return [advice, "Until then its files stay here."]
+        case "cancelled":
+            return [f"`jobs retry {state.job[:8]}` takes it up again. Until then its files stay here."]
+        case "queued":
+            return ["If that lasts, see `node status`: no worker may be running."]
+        case "waiting":
+            return [f"`jobs retry {state.job[:8]}` tries at once; `jobs cancel {state.job[:8]}` gives it up."]
+        case _:
+            return []

@@ -1,0 +1,137 @@
+"""Enhance the series of a job: once, with every start and failure written down."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medenhance_dicom.errors import ConfigurationError, ModelError, RecipeError
+from medenhance_dicom.jobs import ENHANCE, Result, Task
+from medenhance_dicom.node.delivery import pause_after
+from medenhance_dicom.node.jobfolder import read_lines, said, sync_folder, write_lines
+from medenhance_dicom.node.settings import NodeSettings
+
+if TYPE_CHECKING:
+    from medenhance_dicom.enhance import Enhancement
+
+log = logging.getLogger(__name__)
+
+
+class _StoppedError(Exception):
+    """The worker is to stop."""
+
+
+class Enhancing:
+    """The stage "enhance"; its gos run one after the other in a process."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Args: clock: seconds since the epoch."""
+        self._clock = clock
+        self._enhancement: tuple[object, Enhancement] | None = None
+
+    def go(
+        self, folder: Path, made: float, settings: NodeSettings, stopping: threading.Event
+    ) -> dict[str, Any] | Result:
+        """What goes into enhanced.json, or a Result where that has to wait.
+
+        Args:
+            folder: Of the job.
+            made: Time that the derived objects carry, the same in every go: a repeat writes the same bytes.
+            settings: Of the node.
+            stopping: The worker is to stop; looked at after every instance.
+
+        Raises:
+            OSError: The start cannot be written down.
+        """
+        journal = folder / "enhance.jsonl"
+        failures, crashes, why = tries(read_lines(journal))
+        if failures >= settings.work.attempts or crashes >= settings.work.attempts:
+            return {"failed": f"{failures + crashes} attempts; the last one: {why or 'the worker died'}", "derived": []}
+        write_lines(journal, [{"event": "started", "at": self._clock()}])
+        try:
+            counts, derived = self._enhance(folder, made, settings, stopping)
+        except _StoppedError:
+            write_lines(journal, [{"event": "stopped", "at": self._clock()}])
+            return Result("waiting", "the worker stopped", (Task(ENHANCE),))
+        except (ModelError, RecipeError, ConfigurationError) as error:  # until a person mends it
+            write_lines(journal, [{"event": "failed", "at": self._clock(), "why": str(error)}])
+            return {"failed": str(error), "derived": []}
+        except Exception as error:
+            why = said(error)
+            log.warning("job %s: enhancing: %s", folder.name, why)
+            write_lines(journal, [{"event": "failed", "at": self._clock(), "why": why}])
+            pause = pause_after(failures + 1, settings.work) if failures + 1 < settings.work.attempts else 0.0
+            return Result("waiting", why, (Task(ENHANCE, pause),))
+        return {"counts": counts, "derived": derived}
+
+    def _enhance(
+        self, folder: Path, made: float, settings: NodeSettings, stopping: threading.Event
+    ) -> tuple[dict[str, int], list[str]]:
+        """Counts of results, and the derived files that may be sent, relative to the folder."""
+        from medenhance_dicom.report import RunReport
+
+        run = self._enhancement_for(settings, folder / "derived", made=made)
+        report = RunReport(
+            folder / "run_report.json", started=self._now(), device=run.device, engine=run.engine,
+            precision=run.precision,
+        )  # fmt: skip
+        counts, derived = Counter[str](), []
+        for outcome in run.outcomes([folder / "source"]):
+            report.add(outcome)
+            counts[outcome.result] += 1
+            if outcome.result in ("enhanced", "warned") and outcome.derived:
+                derived.append("/".join(("derived", *Path(outcome.derived).parts[-3:])))
+            if stopping.is_set():
+                raise _StoppedError
+        report.close(finished=self._now())
+        sync_folder(report.path)
+        sync_folder(folder)
+        return dict(counts), derived
+
+    def _enhancement_for(self, settings: NodeSettings, output: Path, *, made: float) -> Enhancement:
+        """The process's one Enhancement, so that weights load once; a new one where its options changed."""
+        from medenhance_dicom.enhance import Enhancement
+        from medenhance_dicom.selection import Settings
+
+        asked = settings.enhance
+        options = Settings(
+            output=output,
+            recipe=asked.recipe,
+            guide=None if asked.guide == "auto" else asked.guide,
+            device=asked.device,
+            engine=asked.engine,
+            precision=asked.precision,
+            gate=asked.gate,
+            allow=frozenset(name.upper() for name in asked.allow),
+        )
+        now = datetime.fromtimestamp(made, UTC)
+        if self._enhancement is None or self._enhancement[0] != asked:
+            self._enhancement = (asked, Enhancement(options, now=now))
+        run = self._enhancement[1]
+        run.settings, run.now = replace(run.settings, output=output), now
+        return run
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self._clock(), UTC)
+
+
+def tries(lines: Sequence[dict[str, Any]]) -> tuple[int, int, str]:
+    """Of an enhancement since the last retry: failures, starts that never ended, and why it failed last."""
+    failures, crashes, why = 0, 0, ""
+    for line in lines:
+        match line["event"]:
+            case "started":
+                crashes += 1
+            case "stopped":
+                crashes -= 1
+            case "failed":
+                failures, crashes, why = failures + 1, crashes - 1, line["why"]
+            case "retried":
+                failures, crashes = 0, 0
+    return failures, max(crashes, 0), why

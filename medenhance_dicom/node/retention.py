@@ -1,0 +1,97 @@
+"""Which finished jobs may go, and their removal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from medenhance_dicom.audit import Audit
+from medenhance_dicom.jobs import Jobs
+from medenhance_dicom.node.jobfolder import read_lines, read_whole, sync_folder
+from medenhance_dicom.node.settings import Retention
+from medenhance_dicom.node.spool import SealedSeries, Spool
+
+_DAY = 86400.0
+
+
+class Kept(NamedTuple):
+    """A job that is here."""
+
+    job: str
+    finished: float | None
+    """When everything was delivered and committed, seconds since the epoch; None: not yet."""
+    size: int
+    """Bytes on the disk."""
+
+
+def removable(kept: Sequence[Kept], retention: Retention, *, now: float) -> list[str]:
+    """The jobs to remove, oldest first: finished and past their days, then finished ones until the budget is kept.
+
+    What is not finished stays, whatever it takes. Its bytes count, so finished jobs make room for it.
+    """
+    done = sorted((job for job in kept if job.finished is not None), key=lambda job: (job.finished, job.job))
+    total = sum(job.size for job in kept)
+    going = []
+    for job in done:
+        assert job.finished is not None
+        over = retention.maximum_bytes is not None and total > retention.maximum_bytes
+        if over or now - job.finished > retention.keep_days * _DAY:
+            going.append(job.job)
+            total -= job.size
+    return going
+
+
+def sweep(spool: Spool, jobs: Jobs, audit: Audit, retention: Retention, *, now: float) -> list[str]:
+    """Remove what may go: first from the database, so that the same series may come again, then from the disk.
+
+    Killed at any point, the next sweep ends what this one began.
+
+    Returns:
+        The jobs that are gone.
+
+    Raises:
+        OSError: The disk does not take it.
+    """
+    folders = {path.name: path for path in (spool.store / "jobs").iterdir() if path.is_dir()}
+    kept = []
+    for name, folder in folders.items():
+        done = read_whole(folder / "done.json")
+        kept.append(Kept(name, done["finished"] if done else None, _size(folder)))
+    going = removable(kept, retention, now=now)
+    for name in going:
+        jobs.forget([name])
+        audit.append("removed", job=name)
+        _remove(folders[name], spool)
+    return going
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for path in folder.rglob("*"):
+        try:
+            size += path.lstat().st_blocks * 512
+        except FileNotFoundError:  # a worker replaced it meanwhile
+            continue
+    return size
+
+
+def _remove(folder: Path, spool: Spool) -> None:
+    """`done.json` goes last: as long as it is there, the job is finished and may be removed."""
+    if (folder / "source").is_dir():
+        spool.forget(SealedSeries(folder.name, folder, {}))
+    for ledger in (folder / "sent").glob("*.jsonl"):
+        for line in read_lines(ledger):
+            if line["event"] == "asking":
+                for suffix in (".json", ".report.json"):
+                    (spool.store / "commitments" / f"{line['transaction']}{suffix}").unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "done.json":
+            path.unlink()
+    sync_folder(folder)
+    (folder / "done.json").unlink()
+    folder.rmdir()
+    sync_folder(folder.parent)

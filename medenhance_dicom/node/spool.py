@@ -1,0 +1,607 @@
+"""The folders in which received instances become durable, and the truth about what there is to do.
+
+An instance is acknowledged when the kernel has said that its bytes, its name in `pending/` and that folder's name are
+on the disk. It takes its name first and is flushed then, file and folders at once, which costs one flush of the device
+and not three. So a power cut can leave a name with half a file, that nobody was told of; the name therefore ends in
+the digest of the data set, and `reconcile` puts away what does not have it. The hard link in `held/` is made after
+that flush: what has one is whole.
+
+All locks are flocks: the kernel lets go of them when a process dies. Order: `held/<2 hex>`, then
+`pending/<series key>`.
+Nothing here is named after a patient or a UID, only after keyed hashes of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from medenhance_dicom.errors import InputError, OutputError
+from medenhance_dicom.node.identity import Identity, data_set_digest, read_identity
+
+_ORIGIN = "origin.json"
+_JOB = "job.json"
+_DIGEST = 32
+"""Hex digits of the data set's SHA-256 in a file name."""
+_SEAL_SECONDS = 2.0
+_FLUSHERS = 32
+
+
+class Fate(Enum):
+    """What became of an instance that was accepted."""
+
+    STORED = "stored"
+    DUPLICATE = "duplicate"
+    """The same bytes are held already."""
+    CONFLICT = "conflict"
+    """Other bytes are held under this SOP Instance UID; these were set aside."""
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The outcome of `Spool.accept`; whichever it is, the bytes are on the disk."""
+
+    fate: Fate
+    series_key: str
+    instance_key: str
+
+
+@dataclass(frozen=True)
+class PendingSeries:
+    """A series that still comes in."""
+
+    key: str
+    folder: Path
+    origin: dict[str, str]
+    """`calling_ae`, `called_ae`, and `batch`, which no other series ever has."""
+    signature: int
+    """Another one after every instance."""
+    first_seen: float
+    """Time of its first instance, seconds since the epoch."""
+
+    @property
+    def count(self) -> int:
+        """Instances in it now."""
+        return sum(1 for _ in _instances(self.folder))
+
+
+@dataclass(frozen=True)
+class SealedSeries:
+    """A series that nothing is added to any more: `source/*.dcm` in the folder of its job."""
+
+    job_id: str
+    folder: Path
+    facts: dict[str, Any]
+    """The job.json: calling_ae, called_ae, instances, partial, series_key, Modality."""
+
+    @property
+    def source(self) -> Path:
+        """Folder of its instances."""
+        return self.folder / "source"
+
+
+@dataclass(frozen=True)
+class OpenAssociation:
+    """What the marker of an open association says."""
+
+    calling_ae: str
+    series_keys: frozenset[str]
+    receiving: bool
+    """In the middle of an instance whose series is not known yet."""
+
+
+class Marker:
+    """The file that tells other processes what an open association has carried; gone when its process is."""
+
+    def __init__(self, path: Path, calling_ae: str) -> None:
+        self._path = path
+        self._keys: set[str] = set()
+        self._receiving = False
+        while True:
+            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._handle, fcntl.LOCK_EX)
+            if _is_at(self._handle, path):
+                break
+            os.close(self._handle)  # somebody took it for a dead one's
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, f"- {calling_ae}\n".encode(), 0)
+
+    def carried(self, series_key: str) -> None:
+        """Say that an instance of the series is about to be accepted."""
+        if series_key not in self._keys:
+            self._keys.add(series_key)
+            os.lseek(self._handle, 0, os.SEEK_END)
+            os.write(self._handle, f"{series_key}\n".encode())
+
+    def receiving(self, now: bool) -> None:
+        """Say that an instance is coming in."""
+        if now is not self._receiving:
+            self._receiving = now
+            os.pwrite(self._handle, b"+" if now else b"-", 0)
+
+    def close(self) -> None:
+        """The association is over."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._handle)
+
+
+class Spool:
+    """The store of one node. Threads and processes may use it at the same time.
+
+    Errors of the disk come out as `OSError`: then nothing was accepted, and nothing may be acknowledged.
+    """
+
+    def __init__(self, store: Path) -> None:
+        """Open the store; makes its folders and its secret.
+
+        Raises:
+            OutputError: It cannot be written, or is spread over several file systems.
+        """
+        self.store = store
+        self.incoming = store / "incoming"
+        self._pending = store / "pending"
+        self._held = store / "held"
+        self._conflicts = store / "conflicts"
+        self._quarantine = store / "quarantine"
+        self._associations = store / "associations"
+        self._jobs = store / "jobs"
+        try:
+            self._make_folders()
+            self._secret = _secret(store / "secret")
+        except OSError as error:
+            raise OutputError(f"{store}: {error.strerror}") from None
+        self._flushers = ThreadPoolExecutor(_FLUSHERS, thread_name_prefix="flush")
+        self._rooted: set[tuple[int, int]] = set()
+
+    def _make_folders(self) -> None:
+        self.store.mkdir(mode=0o700, parents=True, exist_ok=True)
+        device = self.store.stat().st_dev
+        folders = [self.incoming, self._pending, self._held, self._conflicts, self._quarantine, self._associations]
+        folders += [self._jobs, *(self._held / f"{number:02x}" for number in range(256))]
+        made = False
+        for folder in folders:
+            if not folder.is_dir():
+                folder.mkdir(mode=0o700, exist_ok=True)
+                made = True
+            if folder.stat().st_dev != device:
+                raise OSError(0, f"{folder.name}/ is on another file system")
+        if made:
+            _flush(self._held)
+            _flush(self.store)
+
+    # ------------------------------------------------------------ keys
+
+    def series_key(self, calling_ae: str, study_uid: str, series_uid: str) -> str:
+        """24 hex digits for a series as one sender sends it."""
+        return self._key("|".join((calling_ae.strip(), study_uid, series_uid)))
+
+    def instance_key(self, sop_instance_uid: str) -> str:
+        """24 hex digits for an instance."""
+        return self._key(sop_instance_uid)
+
+    def _key(self, text: str) -> str:
+        return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()[:24]
+
+    # ------------------------------------------------------------ receive
+
+    def free_bytes(self) -> int:
+        """Free space for us on the file system."""
+        found = os.statvfs(self.store)
+        return found.f_bavail * found.f_frsize
+
+    @property
+    def draining(self) -> bool:
+        """Whether the node was asked to take nothing more in: STORE/draining exists."""
+        return (self.store / "draining").exists()
+
+    def new_part(self) -> Path:
+        """A name in `incoming/` that nobody else has."""
+        return self.incoming / f"{secrets.token_hex(12)}.part"
+
+    def accept(self, part: Path, identity: Identity, *, calling_ae: str, called_ae: str) -> Accepted:
+        """Make a received file durable, or find that it is held already.
+
+        When this returns, the bytes survive a power cut. `part` is gone then; when it raises, it may still be there.
+
+        Args:
+            part: A whole Part 10 file on the store's file system.
+            identity: Of that file.
+            calling_ae: AE title of the sender.
+            called_ae: AE title that it called.
+
+        Raises:
+            OSError: The disk does not take it. Nothing was accepted.
+        """
+        key = self.instance_key(identity.sop_instance)
+        series_key = self.series_key(calling_ae, identity.study, identity.series)
+        held = self._held / key[:2] / f"{key}.dcm"
+        with _locked(held.parent):
+            if not held.exists():
+                origin = {"calling_ae": calling_ae.strip(), "called_ae": called_ae.strip()}
+                origin["batch"] = secrets.token_hex(8)  # the same instances may come again years later, as another job
+                if self._store(part, f"{key}.{identity.digest[:_DIGEST]}.dcm", series_key, origin, held):
+                    return Accepted(Fate.STORED, series_key, key)
+            if _same(held, identity.digest):
+                part.unlink()
+                return Accepted(Fate.DUPLICATE, series_key, key)
+            self._set_aside(part, key, identity.digest)
+            return Accepted(Fate.CONFLICT, series_key, key)
+
+    def _store(self, part: Path, name: str, series_key: str, origin: dict[str, str], held: Path) -> bool:
+        """Into `pending/` and `held/`. False where sealing has just held the same UID from before a crash."""
+        folder = self._open_series(series_key, origin)
+        try:
+            file = os.open(part, os.O_RDONLY)
+            try:
+                os.fchmod(file, 0o600)
+                self._enter(part, name, folder)
+                try:
+                    self._make_durable(file, folder)
+                    self._hold(name, folder, held)
+                except FileExistsError:
+                    os.rename(name, part, src_dir_fd=folder)
+                    return False
+                except BaseException:
+                    os.unlink(name, dir_fd=folder)
+                    raise
+            finally:
+                os.close(file)
+        finally:
+            os.close(folder)
+        return True
+
+    def _enter(self, part: Path, name: str, folder: int) -> None:
+        """Give it its name. What a crash left under that name was not acknowledged, and is replaced."""
+        os.rename(part, name, dst_dir_fd=folder)
+
+    def _make_durable(self, file: int, folder: int) -> None:
+        """Flush the file, the folder and, once, the folder's own name: together they share one commit of a journal."""
+        origin = os.stat(_ORIGIN, dir_fd=folder)
+        root = (origin.st_ino, origin.st_mtime_ns)
+        flushing = [self._flushers.submit(os.fsync, folder)]
+        if root not in self._rooted:
+            flushing.append(self._flushers.submit(_flush, self._pending))
+        try:
+            os.fsync(file)
+        finally:
+            wait(flushing)
+        for flushed in flushing:
+            flushed.result()
+        if len(self._rooted) > 10_000:
+            self._rooted.clear()
+        self._rooted.add(root)
+
+    def _hold(self, name: str, folder: int, held: Path) -> None:
+        """Not flushed: `reconcile` makes it again."""
+        os.link(name, held, src_dir_fd=folder)
+
+    def _open_series(self, series_key: str, origin: dict[str, str]) -> int:
+        """The folder in `pending/`, open and under a shared lock: it cannot be sealed until that is closed."""
+        path = self._pending / series_key
+        while True:
+            try:
+                handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:
+                self._new_series(path, origin)
+                continue
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            if _is_at(handle, path):
+                return handle
+            os.close(handle)
+
+    def _new_series(self, path: Path, origin: dict[str, str]) -> None:
+        young = self._pending / f".{secrets.token_hex(12)}"
+        young.mkdir(mode=0o700)
+        try:
+            _write(young / _ORIGIN, origin)
+            young.rename(path)
+        except OSError as error:
+            shutil.rmtree(young, ignore_errors=True)
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process was faster
+                raise
+
+    def _set_aside(self, part: Path, key: str, digest: str) -> None:
+        self._move(part, self._conflicts / f"{key}.{digest[:16]}.dcm")
+
+    def quarantine(self, part: Path) -> Path:
+        """Keep a file that cannot be read as an instance; durable on return.
+
+        Raises:
+            OSError: The disk does not take it.
+        """
+        target = self._quarantine / f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(7)}.dcm"
+        self._move(part, target)
+        return target
+
+    def _move(self, part: Path, target: Path) -> None:
+        part.rename(target)
+        _flush(target)
+        _flush(target.parent)
+
+    def held(self, sop_instance_uid: str) -> Path | None:
+        """The file of an instance that is held, None where there is none."""
+        path = self._held_path(self.instance_key(sop_instance_uid))
+        return path if path.exists() else None
+
+    def _held_path(self, instance_key: str) -> Path:
+        return self._held / instance_key[:2] / f"{instance_key}.dcm"
+
+    # ------------------------------------------------------------ associations
+
+    def open_association(self, calling_ae: str) -> Marker:
+        """Mark an association as open, for completeness.
+
+        Raises:
+            OSError: The disk does not take it.
+        """
+        return Marker(self._associations / f"{os.getpid()}.{secrets.token_hex(4)}", calling_ae.strip())
+
+    def associations(self) -> Iterator[OpenAssociation]:
+        """The open associations of all processes; markers of dead processes are removed."""
+        for path in list(self._associations.iterdir()):
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)  # its process did not hold it
+            except BlockingIOError:
+                head, *keys = os.pread(handle, 1 << 24, 0).decode().split("\n")
+                yield OpenAssociation(head[2:], frozenset(keys) - {""}, head[:1] == "+")
+            finally:
+                os.close(handle)
+
+    # ------------------------------------------------------------ seal
+
+    def pending(self) -> Iterator[PendingSeries]:
+        """The series that still come in."""
+        for folder in sorted(self._pending.iterdir()):
+            if folder.name.startswith("."):
+                continue
+            try:
+                origin = json.loads((folder / _ORIGIN).read_bytes())
+                first_seen = (folder / _ORIGIN).stat().st_mtime
+                signature = folder.stat().st_mtime_ns
+            except FileNotFoundError:  # sealed meanwhile
+                continue
+            yield PendingSeries(folder.name, folder, origin, signature, first_seen)
+
+    def seal(self, series_key: str, *, partial: bool) -> SealedSeries | None:
+        """Make a job of a pending series: its folder becomes `jobs/<job id>/source` in one step.
+
+        The job id is a digest of the batch, so that sealing again after a crash gives the same one. An instance that
+        comes later starts the series anew.
+
+        Returns:
+            None where there is nothing to seal, or where receivers did not let go of the folder in time.
+
+        Raises:
+            OSError: The disk does not take it; the series is pending still, or its job is found by `jobs`.
+        """
+        folder = self._pending / series_key
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            return None
+        try:
+            if not _lock_within(handle, _SEAL_SECONDS) or not _is_at(handle, folder):
+                return None
+            return self._seal(folder, handle, partial)
+        finally:
+            os.close(handle)
+
+    def _seal(self, folder: Path, handle: int, partial: bool) -> SealedSeries | None:
+        self._finish(folder)
+        names = sorted(path.name for path in _instances(folder))
+        if not names:
+            shutil.rmtree(folder)
+            return None
+        origin: dict[str, Any] = json.loads((folder / _ORIGIN).read_bytes())
+        said = "\n".join((*names, json.dumps(origin, sort_keys=True)))
+        job_id = hashlib.sha256(said.encode()).hexdigest()[:32]
+        facts = {key: origin[key] for key in ("calling_ae", "called_ae")}
+        facts |= {"instances": len(names), "partial": partial, "series_key": folder.name, "Modality": ""}
+        with contextlib.suppress(InputError):
+            facts["Modality"] = read_identity(folder / names[0], digest="").modality
+        job = SealedSeries(job_id, self._jobs / job_id, facts)
+        job.folder.mkdir(mode=0o700, exist_ok=True)
+        _write(job.folder / _JOB, facts)
+        _flush(job.folder)
+        _flush(self._jobs)
+        self._rename_sealed(folder, job.source)
+        _flush(job.folder)
+        _flush(self._pending)
+        os.unlink(_ORIGIN, dir_fd=handle)
+        return job
+
+    def _rename_sealed(self, folder: Path, source: Path) -> None:
+        folder.rename(source)
+
+    def jobs(self) -> Iterator[SealedSeries]:
+        """Every sealed series that there is, finished ones too, by job id."""
+        for folder in sorted(self._jobs.iterdir()):
+            if (job := self._job(folder)) is not None:
+                yield job
+
+    def _job(self, folder: Path) -> SealedSeries | None:
+        if not (folder / "source").is_dir():
+            return None
+        try:
+            return SealedSeries(folder.name, folder, json.loads((folder / _JOB).read_bytes()))
+        except FileNotFoundError:  # it was being removed
+            return None
+
+    def forget(self, job: SealedSeries) -> None:
+        """Unlink what `held/` has of a job that is about to be removed, so that its instances may come again."""
+        for path in _instances(job.source):
+            held = self._held_path(path.name.split(".")[0])
+            with contextlib.suppress(FileNotFoundError):
+                if held.samefile(path):
+                    held.unlink()
+
+    # ------------------------------------------------------------ reconcile
+
+    def reconcile(self) -> None:
+        """Put in order what a crash left. Call it before anything is received.
+
+        Empties `incoming/`, drops markers of dead processes and what is left of removed jobs, puts half files, which
+        were never acknowledged, into `quarantine/`, and makes the links of `held/` that were not on the disk.
+
+        Raises:
+            OSError: The disk does not take it.
+        """
+        for path in self.incoming.iterdir():
+            path.unlink()
+        for _ in self.associations():
+            pass
+        for link in self._held.glob("*/*.dcm"):
+            if link.stat().st_nlink == 1:  # its job has been removed
+                link.unlink()
+        for folder in self._pending.iterdir():
+            if folder.name.startswith("."):
+                shutil.rmtree(folder)
+            else:
+                self._finish(folder)
+        for folder in self._jobs.iterdir():
+            if (folder / "source").is_dir():
+                (folder / "source" / _ORIGIN).unlink(missing_ok=True)
+                self._finish(folder / "source")
+            elif {path.name for path in folder.iterdir()} <= {_JOB}:  # the crash came before its rename
+                shutil.rmtree(folder)
+
+    def _finish(self, folder: Path) -> None:
+        """Link what is not in `held/`: after a crash an instance may be whole, half, or there under other bytes."""
+        whole = []
+        for path in list(_instances(folder)):
+            key, digest = path.name.split(".")[:2]
+            held = self._held_path(key)
+            if held.exists() and held.samefile(path):
+                continue
+            if not _same(path, digest):
+                self.quarantine(path)
+            elif held.exists():
+                self._resolve(path, held, key, digest)
+            else:
+                _flush(path)
+                whole.append((path, held, key, digest))
+        if not whole:
+            return
+        _flush(folder)
+        _flush(folder.parent)
+        for path, held, key, digest in whole:
+            try:
+                held.hardlink_to(path)
+            except FileExistsError:
+                self._resolve(path, held, key, digest)
+
+    def _resolve(self, path: Path, held: Path, key: str, digest: str) -> None:
+        """Another file was faster with this SOP Instance UID: drop the same bytes, set other ones aside."""
+        if _same(held, digest):
+            path.unlink()
+        else:
+            self._set_aside(path, key, digest)
+
+
+# ---------------------------------------------------------------- files
+
+
+def _instances(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if path.suffix == ".dcm")
+
+
+def _same(path: Path, digest: str) -> bool:
+    """Whether the file's data set has that digest, or one that starts so; what is no Part 10 file has not."""
+    try:
+        return data_set_digest(path).startswith(digest)
+    except InputError:
+        return False
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one at that path."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock_within(handle: int, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.001)
+        else:
+            return True
+
+
+def _flush(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """A small file, all or nothing, with its bytes on the disk; its name is the caller's to flush."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(content, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(handle)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _secret(path: Path) -> bytes:
+    """32 random bytes, made once; two processes that start together agree on them."""
+    if not path.exists():
+        young = path.with_name(f".secret.{secrets.token_hex(4)}")
+        handle = os.open(young, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(handle, secrets.token_bytes(32))
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        with contextlib.suppress(FileExistsError):
+            path.hardlink_to(young)
+        young.unlink()
+        _flush(path.parent)
+    found = path.read_bytes()
+    if len(found) != 32:
+        raise OSError(0, "the secret is damaged")
+    return found

@@ -1,0 +1,213 @@
+"""What is done for one series: enhance it, bring it to every destination, have it committed.
+
+Implements `jobs.Work` over the folder of a job:
+
+    job.json          what was sealed
+    plan.json         where it goes, decided at the first go
+    enhance.jsonl     starts and failures of the enhancement
+    derived/          what came of it, with run_report.json beside
+    enhanced.json     the enhancement has ended: which derived files may be sent
+    sent/*.jsonl      one ledger for each destination (`delivery`)
+    done.json         every destination has everything; from then on retention may remove the job
+    cancelled         a person gave the job up
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medenhance_dicom.audit import Audit
+from medenhance_dicom.errors import ConfigurationError, InputError, OutputError
+from medenhance_dicom.jobs import ENHANCE, Result, Task
+from medenhance_dicom.node.delivering import TO, Commitment, Delivering, Peers
+from medenhance_dicom.node.delivery import Instance, read_ledger
+from medenhance_dicom.node.enhancing import Enhancing
+from medenhance_dicom.node.jobfolder import ledger_path, locked, read_whole, said, write_whole
+from medenhance_dicom.node.settings import Destination, NodeSettings, load_settings
+
+if TYPE_CHECKING:
+    from medenhance_dicom.node.forward import SendReport
+    from medenhance_dicom.worker import Worker
+
+_BUSY = 5.0  # seconds until a stage that another worker is at is looked at again
+
+log = logging.getLogger(__name__)
+
+
+class SeriesWork:
+    """The stages of a series. Gos may run in several threads; that of "enhance" in one."""
+
+    def __init__(
+        self, settings: Callable[[], NodeSettings], peers: Peers, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Args: settings: read anew for each go; peers: the network; clock: seconds since the epoch."""
+        self._settings, self._clock = settings, clock
+        self._store = settings().store
+        self.audit = Audit(self._store / "audit" / "audit.jsonl", clock=clock)
+        self._enhancing = Enhancing(clock)
+        self._delivering = Delivering(peers, self.audit, clock)
+
+    def go(self, job: str, stage: str, stopping: threading.Event) -> Result:
+        """One go at a stage; see `jobs.Work`."""
+        folder = self._store / "jobs" / job
+        if not (folder / "source").is_dir():
+            return Result("cancelled", "its folder is gone")
+        if (folder / "cancelled").exists():
+            return Result("cancelled", "given up by a person")
+        if stopping.is_set():
+            return Result("waiting", "the worker stopped", (Task(stage),))
+        try:
+            with locked(folder / f".{stage}.lock") as free:
+                if not free:  # a worker that was taken for dead is at it
+                    return Result("waiting", "another worker is at it", (Task(stage, _BUSY),))
+                if stage == ENHANCE:
+                    return self._enhance(folder, stopping)
+                return self._deliver(folder, stage.removeprefix(TO), stopping)
+        except (OSError, OutputError) as error:  # it cannot be written down: tried until the disk takes it
+            log.warning("job %s, %s: %s", job, stage, said(error))
+            return Result("waiting", f"the disk: {said(error)}", (Task(stage, self._settings().work.first_pause),))
+
+    def _enhance(self, folder: Path, stopping: threading.Event) -> Result:
+        settings = self._settings()
+        plan = self._plan(folder, settings)
+        ended = read_whole(folder / "enhanced.json")
+        if ended is None:
+            if plan["enhance"]:
+                tried = self._enhancing.go(folder, plan["made"], settings, stopping)
+                if isinstance(tried, Result):
+                    return tried
+                ended = tried
+            else:
+                ended = {"counts": {}, "derived": []}
+            event = "not enhanced" if "failed" in ended else "enhanced"
+            self.audit.append(event, job=folder.name, **_facts(ended))
+            write_whole(folder / "enhanced.json", ended)
+        then = tuple(Task(TO + name) for name in plan["destinations"])
+        if "failed" in ended:
+            return Result("failed", ended["failed"], then)
+        if not then:
+            self._mark_done(folder, plan)
+        return Result("done", _counted(ended["counts"]) or "passed on as it came", then)
+
+    def _deliver(self, folder: Path, name: str, stopping: threading.Event) -> Result:
+        settings = self._settings()
+        plan = self._plan(folder, settings)
+        if name not in plan["destinations"]:
+            return Result("done", "no longer asked for")
+        result = self._delivering.go(folder, name, settings, stopping)
+        if result.state == "done":
+            self._mark_done(folder, plan)
+        return result
+
+    def _plan(self, folder: Path, settings: NodeSettings) -> dict[str, Any]:
+        """Where the series goes, and whether it is enhanced; decided once, and again after a retry."""
+        plan = read_whole(folder / "plan.json") or {}
+        if "destinations" not in plan:
+            facts = read_whole(folder / "job.json") or {}
+            rule = settings.rule_for(facts.get("calling_ae", ""), facts.get("Modality", ""))
+            destinations = list(rule.destinations)
+            if not settings.rules and _is_ours(folder / "source"):
+                destinations = []  # loop guard: what we made goes on only where a rule says so
+            plan = {"destinations": destinations, "enhance": rule.enhance, "made": plan.get("made", self._clock())}
+            write_whole(folder / "plan.json", plan)
+        return plan
+
+    def _mark_done(self, folder: Path, plan: dict[str, Any]) -> None:
+        """Once the last destination has everything; two may end at the same time."""
+        with locked(folder / ".done.lock", wait=True):
+            ended = read_whole(folder / "enhanced.json")
+            if (folder / "done.json").exists() or ended is None or "failed" in ended:
+                return
+            if not all(read_ledger(ledger_path(folder, name)).finished for name in plan["destinations"]):
+                return
+            for part in folder.glob(".*.part"):  # of a worker that was killed while writing
+                part.unlink(missing_ok=True)
+            self.audit.append("done", job=folder.name)
+            write_whole(folder / "done.json", {"finished": self._clock()})
+
+
+def settings_reader(path: Path) -> Callable[[], NodeSettings]:
+    """A function that reads the configuration anew, and goes on with the last good one where it is broken.
+
+    Raises:
+        ConfigurationError: It is broken from the start.
+    """
+    last = load_settings(path)
+
+    def read() -> NodeSettings:
+        nonlocal last
+        try:
+            last = load_settings(path).model_copy(update={"store": last.store})
+        except ConfigurationError as error:
+            log.warning("the configuration before goes on: %s", error)
+        return last
+
+    return read
+
+
+def network_peers(store: Path) -> Peers:
+    """The real network: C-STORE or STOW-RS, and Storage Commitment."""
+    from medenhance_dicom.node.commit import report_of, request_commitment
+    from medenhance_dicom.node.forward import send_files
+    from medenhance_dicom.node.stow import store_rs
+
+    def send(paths: Sequence[Path], destination: Destination, calling_ae: str) -> SendReport:
+        if destination.stow is not None:
+            return store_rs(paths, destination)
+        return send_files(paths, destination, calling_ae=calling_ae)
+
+    def ask(instances: Sequence[Instance], destination: Destination, calling_ae: str, transaction: str) -> None:
+        request_commitment(store, instances, destination, calling_ae=calling_ae, transaction_uid=transaction)
+
+    def report(transaction: str) -> Commitment | None:
+        found = report_of(store, transaction)
+        return None if found is None else Commitment(found.committed, found.failed)
+
+    return Peers(send, ask, report)
+
+
+def launch_worker(config: Path) -> Worker:
+    """Start a worker on the node's jobs in this process.
+
+    Raises:
+        ConfigurationError: The file is wrong, or the database cannot be reached.
+    """
+    from medenhance_dicom.node.control import database_of
+    from medenhance_dicom.worker import launch
+
+    read = settings_reader(config)
+    settings = read()
+    return launch(
+        SeriesWork(read, network_peers(settings.store)),
+        database=database_of(settings),
+        locks=settings.store / "workers",
+        beat=settings.work.heartbeat_seconds,
+        silent=settings.work.silent_seconds,
+    )
+
+
+def _facts(ended: dict[str, Any]) -> dict[str, Any]:
+    return {"why": ended["failed"]} if "failed" in ended else {"counts": ended["counts"]}
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {result}" for result, count in sorted(counts.items()))
+
+
+def _is_ours(source: Path) -> bool:
+    """Whether the first instance says that we made it; the others of its series are of the same equipment."""
+    from medenhance_dicom.part10 import read_instance
+    from medenhance_dicom.sop_classes import is_own_derived
+
+    first = min((path for path in source.iterdir() if path.suffix == ".dcm"), default=None)
+    if first is None:
+        return False
+    try:
+        return is_own_derived(read_instance(first))
+    except InputError:
+        return False

@@ -1,0 +1,154 @@
+"""The audit trail: a chain that shows what was changed, written by several processes, torn by crashes."""
+
+import json
+import multiprocessing
+import os
+
+import pytest
+
+from medenhance_dicom import audit
+from medenhance_dicom.audit import Audit, verify
+from medenhance_dicom.errors import OutputError
+
+
+def trail(tmp_path, lines=0):
+    written = Audit(tmp_path / "audit" / "audit.jsonl", clock=lambda: 1_700_000_000.25)
+    for n in range(lines):
+        written.append("sent", job=f"job{n % 2}", instances=n)
+    return written
+
+
+def test_a_line_has_number_time_facts_and_the_digest_before(tmp_path):
+    written = trail(tmp_path)
+    first = written.append("sealed", job="a", instances=3)
+    second = written.append("sent", job="a", destination="archive")
+    assert first["n"] == 1
+    assert first["previous"] == ""
+    assert first["time"] == "2023-11-14T22:13:20.250+00:00"
+    assert second["previous"] == first["digest"]
+    assert [json.loads(line) for line in written.path.read_text().splitlines()] == [first, second]
+    assert verify(written.path) is None
+
+
+def test_the_digest_is_of_the_canonical_line(tmp_path):
+    import hashlib
+
+    line = trail(tmp_path).append("sealed", job="a")
+    text = '{"event":"sealed","job":"a","n":1,"previous":"","time":"2023-11-14T22:13:20.250+00:00"}'
+    assert line["digest"] == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_only_the_owner_may_read_it(tmp_path):
+    written = trail(tmp_path, 1)
+    assert written.path.stat().st_mode & 0o777 == 0o600
+    assert written.path.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_a_changed_line_is_found(tmp_path, number):
+    written = trail(tmp_path, 5)
+    lines = written.path.read_text().splitlines(keepends=True)
+    lines[number - 1] = lines[number - 1].replace('"sent"', '"lost"')
+    written.path.write_text("".join(lines))
+    assert verify(written.path) == number
+
+
+def test_a_removed_a_swapped_and_a_copied_line_are_found(tmp_path):
+    written = trail(tmp_path, 5)
+    lines = written.path.read_text().splitlines(keepends=True)
+    for changed, bad in (
+        (lines[:2] + lines[3:], 3),
+        ([lines[0], lines[2], lines[1], *lines[3:]], 2),
+        (lines[:3] + lines[2:], 4),
+        (lines[1:], 1),
+        ([*lines[:2], "\n", *lines[2:]], 3),
+        ([*lines[:2], "not json!\n", *lines[2:]], 3),
+    ):
+        written.path.write_text("".join(changed))
+        assert verify(written.path) == bad
+
+
+def test_a_line_forged_with_its_own_digest_breaks_the_next(tmp_path):
+    written = trail(tmp_path, 3)
+    lines = [json.loads(line) for line in written.path.read_text().splitlines()]
+    del lines[1]["digest"]
+    lines[1]["instances"] = 99
+    lines[1]["digest"] = audit._digest(lines[1])
+    written.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert verify(written.path) == 3
+
+
+@pytest.mark.parametrize("cut", [1, 30, 10_000])
+def test_a_torn_line_stays_and_the_next_one_vouches_for_it(tmp_path, cut):
+    written = trail(tmp_path, 3)
+    kept = written.path.read_bytes()
+    whole = kept.splitlines(keepends=True)
+    torn = whole[-1][: -min(cut, len(whole[-1]) - 1)]  # cut 1: all but its newline
+    written.path.write_bytes(b"".join(whole[:-1]) + torn)
+    assert verify(written.path) == 3
+    line = written.append("restarted")
+    assert line["n"] == 3
+    assert written.append("sent")["n"] == 4
+    assert verify(written.path) is None
+    assert torn in written.path.read_bytes()
+    changed = written.path.read_bytes().replace(torn + b"!", b"x" + torn[1:] + b"!")
+    written.path.write_bytes(changed)
+    assert verify(written.path) == 3
+
+
+def test_a_line_longer_than_a_block_is_found_from_behind(tmp_path):
+    written = trail(tmp_path, 2)
+    written.append("long", why="x" * 3 * audit._BLOCK)
+    assert written.append("sent")["n"] == 4
+    assert verify(written.path) is None
+
+
+def _write_many(path, count):
+    trail = Audit(path)
+    for n in range(count):
+        trail.append("sent", job=str(os.getpid()), instances=n)
+
+
+def test_several_processes_keep_one_chain(tmp_path):
+    path = tmp_path / "audit.jsonl"
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_many, args=(path, 25)) for _ in range(4)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert verify(path) is None
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["n"] for line in lines] == list(range(1, 101))
+    for pid in {line["job"] for line in lines}:
+        assert [line["instances"] for line in Audit(path).events(pid)] == list(range(25))
+
+
+def test_events_of_one_job(tmp_path):
+    written = trail(tmp_path, 6)
+    written.append("note", why="job1 is mentioned")
+    assert [line["instances"] for line in written.events("job1")] == [1, 3, 5]
+    assert len(list(written.events())) == 7
+    assert list(Audit(tmp_path / "none.jsonl").events()) == []
+    assert verify(tmp_path / "none.jsonl") is None
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    written = trail(tmp_path, 2)
+    before = written.path.read_bytes()
+    real = os.write
+
+    def half(handle, data):
+        monkeypatch.setattr(os, "write", full)
+        return real(handle, data[: len(data) // 2])
+
+    def full(handle, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(OutputError, match="No space left"):
+        written.append("sent")
+    monkeypatch.undo()
+    assert written.path.read_bytes() == before
+    assert written.append("sent")["n"] == 3
+    assert verify(written.path) is None

@@ -1,0 +1,241 @@
+"""`node check` finds what is wrong, says it in words, and tells our mistakes from other machines'."""
+
+from __future__ import annotations
+
+import socket
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.sop_class import CTImageStorage, StorageCommitmentPushModel, Verification
+
+from medenhance_dicom.node import check as checking
+from medenhance_dicom.node.check import Finding, check, database_problem, exit_code
+from medenhance_dicom.node.settings import HTTP, Destination, Listener, NodeSettings, Peer, TLSFiles
+from medenhance_dicom.node.state import NodeState
+
+NOW = datetime(2026, 5, 1, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def _no_models(monkeypatch):
+    """Weights are verified in one test alone: they are 50 MB."""
+    monkeypatch.setattr(checking, "_models", lambda settings: iter(()))
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "store").mkdir(mode=0o700)
+    return tmp_path / "store"
+
+
+def settings_of(store, **more) -> NodeSettings:
+    listener = Listener(port=free_port(), reserve_bytes=1)
+    return NodeSettings(store=store, **({"listener": listener, "http": HTTP(port=0)} | more))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def found(settings, what, **more) -> list[tuple[str, str]]:
+    return [(f.level, f.words) for f in check(settings, now=NOW, **more) if f.what == what]
+
+
+def peer(store_classes=AllStoragePresentationContexts, *, commitment=True, title="ARCHIVE", echo=0x0000):
+    entity = AE(ae_title=title)
+    entity.require_called_aet = True
+    entity.supported_contexts = [c for c in store_classes if c.abstract_syntax != CTImageStorage] or []
+    entity.add_supported_context(Verification)
+    if commitment:
+        entity.add_supported_context(StorageCommitmentPushModel)
+    return entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_ECHO, lambda event: echo)])
+
+
+def destination_at(server, **more) -> Destination:
+    port = server.socket.getsockname()[1]
+    return Destination(**{"name": "archive", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": port} | more)
+
+
+def test_exit_codes():
+    ok, warning = Finding("a", "ok", ""), Finding("a", "warning", "")
+    ours, theirs = Finding("a", "wrong", ""), Finding("a", "wrong", "", peer=True)
+    assert exit_code([ok, warning]) == 0
+    assert exit_code([ok, theirs]) == 11
+    assert exit_code([theirs, ours]) == 2
+
+
+def test_a_sound_configuration_has_nothing_wrong(store):
+    findings = list(check(settings_of(store), now=NOW))
+    assert exit_code(findings) == 0
+    assert [f.words for f in findings if f.level == "warning"] == [
+        "none: nobody may send",
+        "none: nothing is sent on, and finished jobs stay here",
+    ]
+    assert list(store.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_written_is_wrong(tmp_path):
+    (tmp_path / "file").write_text("x")
+    ((level, words),) = found(settings_of(tmp_path / "file" / "store"), "store")
+    assert level == "wrong"
+    assert "Not a directory" in words
+
+
+def test_an_open_store_and_secret_are_told(store):
+    store.chmod(0o755)
+    (store / "secret").write_bytes(b"x" * 32)
+    (store / "secret").chmod(0o644)
+    assert [level for level, _ in found(settings_of(store), "store")] == ["warning"]
+    assert found(settings_of(store), "secret")[0][0] == "wrong"
+    (store / "secret").chmod(0o600)
+    assert found(settings_of(store), "secret") == [("ok", "32 bytes, mode 0600")]
+    (store / "secret").write_bytes(b"x" * 31)
+    assert "31 bytes" in found(settings_of(store), "secret")[0][1]
+
+
+def test_a_full_disk_is_wrong(store):
+    full = settings_of(store, listener=Listener(port=0, reserve_bytes=1 << 60))
+    ((level, words),) = found(full, "disk")
+    assert level == "wrong"
+    assert words.endswith("nothing would be received")
+
+
+def test_who_may_call(store):
+    anywhere = settings_of(store, peers=(Peer(ae_title="A"), Peer(ae_title="B", hosts=("10.0.0.0/8",))))
+    assert found(anywhere, "peers") == [("warning", "A may call from any address (no hosts)")]
+    clear = settings_of(store, listener=Listener(bind="0.0.0.0", port=free_port(), reserve_bytes=1))
+    assert "in the clear on 0.0.0.0" in found(clear, "listener")[0][1]
+    deaf = settings_of(store, listener=Listener(port=0, reserve_bytes=1))
+    assert found(deaf, "listener")[0][0] == "wrong"
+    bare = settings_of(store, http=HTTP(bind="0.0.0.0", port=0, stow=True))
+    assert found(bare, "http")[0][0] == "wrong"
+
+
+def test_a_taken_port_is_wrong_but_not_while_the_node_runs(store):
+    settings = settings_of(store)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", settings.listener.port))
+        taken.listen()
+        ((level, words),) = found(settings, "ports")
+        assert level == "wrong"
+        assert words == f"listener.port: 127.0.0.1 port {settings.listener.port}: Address already in use"
+        with NodeState(store):
+            assert found(settings, "ports") == [("ok", "a node runs on this store: its ports are not tried")]
+    assert found(settings, "ports") == [("ok", "free")]
+
+
+def test_a_second_node_cannot_have_the_store(store):
+    with NodeState(store) as state:
+        state.say(pid=7, state="running")
+        with pytest.raises(Exception, match="another node"):
+            NodeState(store)
+    NodeState(store).close()
+
+
+def make_certificate(folder, name, first, last):
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    certificate = (
+        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+        .serial_number(1).not_valid_before(first).not_valid_after(last).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    pem, key_file = folder / f"{name}.pem", folder / f"{name}.key"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    key_file.chmod(0o600)
+    return TLSFiles(certificate=pem, key=key_file, authority=pem, port=0)
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "level", "words"),
+    [
+        (-300, 300, "ok", "valid until 2027-02-25"),
+        (-300, 20, "warning", "expires on 2026-05-21"),
+        (-300, -1, "wrong", "expired on 2026-04-30"),
+        (2, 300, "wrong", "not yet"),
+    ],
+)
+def test_dates_of_certificates(store, tmp_path, first, last, level, words):
+    files = make_certificate(tmp_path, "node", NOW + timedelta(days=first), NOW + timedelta(days=last))
+    listener = Listener(port=0, tls=files, reserve_bytes=1)
+    lines = found(settings_of(store, listener=listener), "listener.tls")
+    assert {got for got, _ in lines} == {level}
+    assert all(words in line for _, line in lines)
+
+
+def test_a_certificate_with_another_key_is_wrong(store, tmp_path):
+    dates = NOW - timedelta(days=1), NOW + timedelta(days=90)
+    files = make_certificate(tmp_path, "node", *dates)
+    other = make_certificate(tmp_path, "other", *dates)
+    mixed = files.model_copy(update={"key": other.key})
+    settings = settings_of(store, listener=Listener(port=0, tls=mixed, reserve_bytes=1))
+    assert found(settings, "listener.tls")[0][0] == "wrong"
+    other.key.chmod(0o644)
+    settings = settings_of(store, listener=Listener(port=0, tls=other, reserve_bytes=1))
+    assert ("warning", "other.key is open to others (0600 keeps it private)") in found(settings, "listener.tls")
+
+
+def test_a_destination_that_answers_is_ok_and_what_it_lacks_is_told(store):
+    server = peer()
+    try:
+        lines = found(settings_of(store, destinations=(destination_at(server),)), "destination archive")
+    finally:
+        server.shutdown()
+    assert [level for level, _ in lines] == ["ok", "warning", "warning"]
+    assert "answers C-ECHO" in lines[0][1]
+    assert lines[1][1] == "does not store CT"
+    assert lines[2][1].startswith("ARCHIVE is not among the peers")
+
+
+def test_a_destination_without_commitment_is_wrong_only_where_it_is_asked(store):
+    server = peer(commitment=False)
+    try:
+        asked, unasked = (
+            check(settings_of(store, destinations=(destination_at(server, commit=commit),)), now=NOW)
+            for commit in (True, False)
+        )
+        assert exit_code(list(asked)) == 11
+        assert exit_code(list(unasked)) == 0
+    finally:
+        server.shutdown()
+
+
+def test_destinations_that_refuse_or_are_not_there(store):
+    server = peer(title="SOMEBODY")
+    try:
+        refused = found(settings_of(store, destinations=(destination_at(server),)), "destination archive")
+    finally:
+        server.shutdown()
+    assert refused[0][0] == "wrong"
+    assert "called AE title not recognized" in refused[0][1]
+    gone = Destination(name="archive", ae_title="A", host="127.0.0.1", port=free_port(), connect_timeout=1)
+    settings = settings_of(store, destinations=(gone,))
+    assert exit_code(list(check(settings, now=NOW))) == 11
+    assert exit_code(list(check(settings, now=NOW, peers=False))) == 0
+    web = Destination(name="archive", stow=f"http://127.0.0.1:{free_port()}/studies", connect_timeout=1, commit=False)
+    assert "does not answer" in found(settings_of(store, destinations=(web,)), "destination archive")[0][1]
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("sqlite://", None),
+        ("nonsense", "is not a database address"),
+        ("nosuch://u@h/d", "is not a database address"),
+        ("postgresql://secret-user:secret-password@127.0.0.1:1/d", "does not answer"),
+    ],
+)
+def test_databases(url, problem):
+    answer = database_problem(url)
+    assert (answer is None) == (problem is None)
+    if problem is not None:
+        assert problem in answer
+        assert "secret" not in answer

@@ -1,0 +1,197 @@
+"""Health, metrics and STOW-RS: every status code, limits, the token, and that nothing unfinished stays."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+from fastapi.testclient import TestClient
+
+from medenhance_dicom.errors import ConfigurationError
+from medenhance_dicom.node.http import make_app, read_token
+from medenhance_dicom.node.settings import HTTP, NodeSettings
+from medenhance_dicom.node.upload import Stored, Upload
+
+MULTIPART = 'multipart/related; type="application/dicom"; boundary=b0'
+URL = "/dicom-web/studies"
+
+
+def body(*parts: bytes, content_type: str = "application/dicom") -> bytes:
+    return b"".join(b"--b0\r\nContent-Type: %s\r\n\r\n%s\r\n" % (content_type.encode(), p) for p in parts) + b"--b0--"
+
+
+class Node:
+    """The application with an `accept` that keeps the bytes; each part's first byte says how it is taken."""
+
+    def __init__(self, folder, **http):
+        self.folder, self.taken, self.studies = folder, [], []
+        self.problems, self.busy = [], None
+        self.settings = NodeSettings(store=folder, http=HTTP(**{"stow": True, "maximum_body_bytes": 10_000} | http))
+        app = make_app(
+            lambda: self.settings, incoming=folder, intake=self.intake, problems=lambda: self.problems,
+            busy=lambda: self.busy, metrics=lambda: (b"up 1\n", "text/plain"),
+        )  # fmt: skip
+        self.client = TestClient(app)
+
+    @contextmanager
+    def intake(self, study):
+        yield lambda path: self.accept(path, study)
+
+    def accept(self, path, study):
+        data = path.read_bytes()
+        path.unlink()
+        self.taken.append(data)
+        self.studies.append(study)
+        status = {b"c": 0x0111, b"f": 0xA700, b"q": 0xC000}.get(data[:1], 0)
+        return Stored(status) if status == 0xC000 else Stored(status, "1.2", f"1.3.{len(self.taken)}")
+
+    def post(self, content, url=URL, content_type=MULTIPART, **headers):
+        return self.client.post(url, content=content, headers={"Content-Type": content_type} | headers)
+
+    def left(self):
+        return list(self.folder.iterdir())
+
+
+@pytest.fixture
+def node(tmp_path):
+    return Node(tmp_path)
+
+
+def test_parts_arrive_whole_and_are_listed_as_stored(node):
+    data = [b"\r\n--b\r\n" + bytes(range(256)), b"two"]
+    answer = node.post(body(*data), url=f"{URL}/1.2.3")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("application/dicom+json")
+    assert node.taken == data
+    assert node.studies == ["1.2.3", "1.2.3"]
+    module = answer.json()
+    assert [i["00081155"]["Value"] for i in module["00081199"]["Value"]] == [["1.3.1"], ["1.3.2"]]
+    assert module["00081199"]["Value"][0]["00081150"] == {"vr": "UI", "Value": ["1.2"]}
+    assert "00081198" not in module
+    assert node.left() == []
+
+
+def test_one_instance_needs_no_multipart(node):
+    assert node.post(b"alone", content_type="application/dicom").status_code == 200
+    assert node.taken == [b"alone"]
+
+
+def test_a_body_may_come_in_blocks(node):
+    whole = body(b"x" * 3000, b"y" * 3000)
+    assert node.post(whole[i : i + 7] for i in range(0, len(whole), 7)).status_code == 200
+    assert node.taken == [b"x" * 3000, b"y" * 3000]
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "reasons", "other"),
+    [
+        ((b"one", b"conflict"), 202, [[0x0111]], []),
+        ((b"conflict",), 409, [[0x0111]], []),
+        ((b"full",), 503, [[0xA700]], []),
+        ((b"full", b"conflict"), 409, [[0xA700], [0x0111]], []),
+        ((b"one", b"quarantined"), 202, [], [[0xC000]]),
+    ],
+)
+def test_failures_are_listed_with_their_reason(node, parts, status, reasons, other):
+    answer = node.post(body(*parts))
+    assert answer.status_code == status
+    module = answer.json()
+    assert [i["00081197"]["Value"] for i in module.get("00081198", {"Value": []})["Value"]] == reasons
+    assert [i["00081197"]["Value"] for i in module.get("0008119A", {"Value": []})["Value"]] == other
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        (body(b"x"), "multipart/form-data; boundary=b0", 415),
+        (body(b"x"), 'multipart/related; type="application/dicom+json"; boundary=b0', 415),
+        (body(b"x", content_type="image/png"), MULTIPART, 415),
+        (body(b"x"), "application/zip", 415),
+        (body(b"x"), 'multipart/related; type="application/dicom"', 400),
+        (b"--b0--", MULTIPART, 400),
+        (body(b"x")[:-4], MULTIPART, 400),
+        (b"", "application/dicom", 400),
+        (b"--b0\r\nContent-Type: application/dicom\r\n\r\n" + b"x" * 500, MULTIPART, 400),
+        (body(b"x" * 11_000), MULTIPART, 413),
+    ],
+)
+def test_bodies_that_are_refused_leave_nothing(node, content, content_type, status):
+    for given in (content, iter([content])):  # with and without Content-Length
+        assert node.post(given, content_type=content_type).status_code == status
+    assert node.taken == []
+    assert node.left() == []
+
+
+def test_whole_parts_before_a_broken_one_are_kept(node):
+    assert node.post(body(b"one", b"two")[:-9]).status_code == 400
+    assert node.taken == [b"one"]
+    assert node.left() == []
+
+
+def test_too_many_parts(node, monkeypatch):
+    monkeypatch.setattr("medenhance_dicom.node.upload.MAXIMUM_PARTS", 2)
+    assert node.post(body(b"1", b"2")).status_code == 200
+    assert node.post(body(b"1", b"2", b"3")).status_code == 413
+
+
+def test_a_full_disk_fails_the_part_and_leaves_no_file(tmp_path):
+    upload = Upload(MULTIPART, tmp_path, lambda path: Stored(0, "1.2", "1.3"))
+    upload.feed(b"--b0\r\n\r\n")
+    upload._file.close()
+    upload._file = (tmp_path / upload._file.name).open("rb")  # writing to it fails
+    upload.feed(b"x" * 100 + b"\r\n--b0--")
+    upload.close()
+    assert upload.response()[0] == 503
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_token_is_asked_for(tmp_path):
+    (tmp_path / "token").write_text("s3cret\n")
+    (tmp_path / "spool").mkdir()
+    node = Node(tmp_path / "spool", token_file=tmp_path / "token", bind="0.0.0.0")
+    for wrong in ({}, {"Authorization": "Bearer other"}, {"Authorization": "Basic s3cret"}, {"Authorization": ""}):
+        answer = node.post(body(b"x"), **wrong)
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert node.taken == []
+    assert node.post(body(b"x"), Authorization="Bearer s3cret").status_code == 200
+    (tmp_path / "token").unlink()
+    assert node.post(body(b"x"), Authorization="Bearer s3cret").status_code == 401
+
+
+def test_stow_outside_loopback_does_not_start_without_a_token(tmp_path):
+    for bind in ("0.0.0.0", "::", "10.1.2.3", "node.example"):
+        with pytest.raises(ConfigurationError, match="token_file"):
+            Node(tmp_path, bind=bind)
+    assert read_token(HTTP(bind="0.0.0.0", stow=False)) is None
+    for bind in ("127.0.0.1", "127.9.9.9", "::1", "localhost"):
+        assert read_token(HTTP(bind=bind, stow=True)) is None
+    (tmp_path / "token").write_text(" \n")
+    with pytest.raises(ConfigurationError, match="empty"):
+        read_token(HTTP(stow=True, token_file=tmp_path / "token"))
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        read_token(HTTP(stow=True, token_file=tmp_path / "absent"))
+
+
+def test_stow_that_is_off_is_not_there(tmp_path):
+    assert Node(tmp_path, stow=False).post(body(b"x")).status_code == 404
+
+
+def test_nothing_is_taken_while_busy(node):
+    node.busy = "draining"
+    answer = node.post(body(b"x"))
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"]
+    assert node.taken == []
+
+
+def test_health_and_metrics(node):
+    assert node.client.get("/healthz").status_code == 200
+    assert node.client.get("/readyz").json() == {"ready": True, "problems": []}
+    node.problems = ["disk: 1 GB free, 2 GB are kept back"]
+    answer = node.client.get("/readyz")
+    assert (answer.status_code, answer.json()["ready"]) == (503, False)
+    assert node.client.get("/healthz").status_code == 200
+    assert node.client.get("/metrics").text == "up 1\n"
+    for absent in ("/docs", "/openapi.json", "/dicom-web/studies"):
+        assert node.client.get(absent).status_code in (404, 405)

@@ -1,0 +1,221 @@
+"""Sockets that neither stall nor wait for ever, transfer syntax order, and TLS, against real connections."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import socket
+import struct
+import threading
+import time
+
+import pytest
+from pynetdicom import build_context, evt
+
+from medenhance_dicom.errors import ConfigurationError, PeerError
+from medenhance_dicom.node.association import NoContextError, associated
+from medenhance_dicom.node.settings import Destination
+from medenhance_dicom.node.wire import (
+    LARGEST_PDU,
+    LOSSLESS,
+    MAYBE_LOSSY,
+    STORAGE_CLASSES,
+    TRANSFER_SYNTAXES,
+    UNCOMPRESSED,
+    accepted_context,
+    client_tls,
+    harden,
+    quick_ack,
+    server_tls,
+    storage_contexts,
+)
+from tests.dicom_peers import VERIFICATION, authority, destination, listen, tls_files
+
+
+@pytest.fixture
+def server():
+    running = listen([accepted_context(VERIFICATION), *storage_contexts()])
+    yield running
+    running.shutdown()
+
+
+def test_every_storage_class_and_syntax_once_lossless_before_lossy():
+    assert len(set(STORAGE_CLASSES)) == len(STORAGE_CLASSES) >= 169
+    assert "1.2.840.10008.5.1.4.1.1.77.1.7" in STORAGE_CLASSES  # Dermoscopic, not in pynetdicom's default list
+    assert len(set(TRANSFER_SYNTAXES)) == len(TRANSFER_SYNTAXES) == len(UNCOMPRESSED + LOSSLESS + MAYBE_LOSSY)
+    assert TRANSFER_SYNTAXES[0] == "1.2.840.10008.1.2.1"
+    assert TRANSFER_SYNTAXES.index("1.2.840.10008.1.2") > max(map(TRANSFER_SYNTAXES.index, LOSSLESS))
+    assert min(map(TRANSFER_SYNTAXES.index, MAYBE_LOSSY)) > max(map(TRANSFER_SYNTAXES.index, UNCOMPRESSED))
+
+
+def test_our_order_decides_what_is_accepted(server):
+    ct = "1.2.840.10008.5.1.4.1.1.2"
+    offered = ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2", "1.2.840.10008.1.2.4.70"]
+    with associated(destination(server), [build_context(ct, offered)], calling_ae="ME") as assoc:
+        assert assoc.accepted_contexts[0].transfer_syntax == ["1.2.840.10008.1.2.4.70"]
+
+
+def test_harden_sets_the_options():
+    with socket.create_server(("127.0.0.1", 0)) as there, socket.create_connection(there.getsockname()) as here:
+        harden(here, 2.5)
+        assert here.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert here.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert here.gettimeout() == 2.5
+        quick_ack(here)
+        if hasattr(socket, "TCP_QUICKACK"):
+            assert here.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK)
+    quick_ack(here)  # closed: nothing to do
+
+
+def _is_closed(client, seconds):
+    """Whether the other side closes within that time."""
+    client.settimeout(seconds)
+    try:
+        while client.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@pytest.mark.parametrize("attack", [b"\x01\x00", b"\x01\x00\x00\x00\x10\x00half"], ids=["header", "body"])
+def test_a_pdu_that_stops_half_way_is_dropped_after_the_timeout(attack):
+    server = listen([accepted_context(VERIFICATION)], timeout=0.4)
+    with socket.create_connection(server.server_address) as client:
+        client.sendall(attack)
+        start = time.monotonic()
+        assert _is_closed(client, 3)
+        assert 0.2 < time.monotonic() - start < 2
+    server.shutdown()
+
+
+def test_a_pdu_that_drips_is_dropped_after_the_timeout():
+    server = listen([accepted_context(VERIFICATION)], timeout=0.5)
+    with socket.create_connection(server.server_address) as client:
+        client.sendall(struct.pack(">BBL", 1, 0, 5000))
+        start = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - start < 3:
+                client.sendall(b"\0")
+                time.sleep(0.1)
+        assert time.monotonic() - start < 2
+    server.shutdown()
+
+
+def test_a_length_of_4_gib_closes_at_once(server):
+    with socket.create_connection(server.server_address) as client:
+        client.sendall(struct.pack(">BBL", 1, 0, 0xFFFFFFFF))
+        start = time.monotonic()
+        assert _is_closed(client, 3)
+        assert time.monotonic() - start < 0.9
+
+
+def test_the_largest_associate_request_fits():
+    assert LARGEST_PDU > 128 * (8 + 68 + 38 * 68)
+
+
+def test_a_listener_shares_its_contexts(server):
+    seen = []
+    server.bind(evt.EVT_REQUESTED, lambda event: seen.append(event.assoc.acceptor.supported_contexts[0]))
+    for _ in range(2):
+        with associated(destination(server), [build_context(VERIFICATION)], calling_ae="ME") as assoc:
+            assert assoc.send_c_echo().Status == 0
+    assert seen[0] is seen[1]
+
+
+# ---------------------------------------------------------------- failures of associations
+
+
+def failure(target, contexts=(VERIFICATION,)):
+    """The error of an association that does not come about."""
+    offered = [build_context(sop_class) for sop_class in contexts]
+    with pytest.raises(PeerError) as caught, associated(target, offered, calling_ae="ME"):
+        pass
+    return caught.value
+
+
+def test_nobody_listens():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    error = failure(Destination(name="there", ae_title="SERVER", host="127.0.0.1", port=port))
+    assert (str(error), error.permanent) == ("there cannot be reached", False)
+
+
+def test_a_host_name_that_nobody_knows():
+    error = failure(Destination(name="there", ae_title="SERVER", host="no.such.host.invalid", port=104))
+    assert (str(error), error.permanent) == ("there: its host name is not known", False)
+
+
+def test_a_wrong_title_is_permanent_and_congestion_is_not(server):
+    server.ae.require_called_aet = True
+    error = failure(destination(server).model_copy(update={"ae_title": "OTHER"}))
+    assert (str(error), error.permanent) == (
+        "there rejects the association for good: called AE title not recognized",
+        True,
+    )
+    server.ae.maximum_associations = 1
+    with associated(destination(server), [build_context(VERIFICATION)], calling_ae="ME"):
+        error = failure(destination(server))
+    assert (str(error), error.permanent) == ("there rejects the association for now: local limit exceeded", False)
+
+
+def test_no_context_is_told_apart(server):
+    error = failure(destination(server), ["1.2.840.10008.5.1.4.34.6.1"])
+    assert isinstance(error, NoContextError)
+    assert error.permanent
+
+
+def test_a_peer_that_hangs_up_is_transient():
+    with socket.create_server(("127.0.0.1", 0)) as there:
+
+        def hang_up():
+            there.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        target = Destination(name="there", ae_title="S", host="127.0.0.1", port=there.getsockname()[1])
+        assert not failure(target).permanent
+        thread.join()
+
+
+# ---------------------------------------------------------------- TLS
+
+
+@pytest.fixture
+def ours():
+    return ("Site", *authority("Site"))
+
+
+def test_tls_lets_our_certificates_in_and_no_others(tmp_path, ours):
+    server_files = tls_files(tmp_path, "server", ours)
+    server = listen([accepted_context(VERIFICATION)], tls=server_tls(server_files), timeout=2)
+    good = destination(server, tls=tls_files(tmp_path, "client", ours))
+    with associated(good, [build_context(VERIFICATION)], calling_ae="ME") as assoc:
+        assert assoc.send_c_echo().Status == 0
+    other = ("Other", *authority("Other"))
+    foreign = tls_files(tmp_path, "foreign", other, trusts=ours[2])
+    expired = tls_files(tmp_path, "expired", ours, until=datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC))
+    distrusting = tls_files(tmp_path, "distrusting", ours, trusts=other[2])
+    for files in (foreign, expired, distrusting, None):
+        assert not failure(destination(server, tls=files)).permanent
+    server.shutdown()
+
+
+def test_a_silent_client_does_not_keep_others_out_of_tls(tmp_path, ours):
+    server = listen([accepted_context(VERIFICATION)], tls=server_tls(tls_files(tmp_path, "server", ours)), timeout=2)
+    good = destination(server, tls=tls_files(tmp_path, "client", ours))
+    silent = socket.create_connection(server.server_address)
+    with silent, associated(good, [build_context(VERIFICATION)], calling_ae="ME") as assoc:
+        assert assoc.send_c_echo().Status == 0
+    server.shutdown()
+
+
+def test_tls_files_that_do_not_load_are_named(tmp_path, ours):
+    files = tls_files(tmp_path, "client", ours)
+    with pytest.raises(ConfigurationError, match=r"missing\.pem"):
+        client_tls(files.model_copy(update={"certificate": tmp_path / "missing.pem"}))
+    with pytest.raises(ConfigurationError, match=r"client\.key holds no certificate"):
+        server_tls(files.model_copy(update={"authority": files.key}))
+    assert client_tls(files).minimum_version.name == "TLSv1_2"
