@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import datetime
 import functools
+import ipaddress
 import os
 import socket
 import subprocess
@@ -49,11 +50,11 @@ def authority(name):
     return key, _signed(name, key.public_key(), name, key, ca=True)
 
 
-def _signed(subject, public_key, issuer, issuer_key, *, ca=False, until=AFTER):
+def _signed(subject, public_key, issuer, issuer_key, *, ca=False, until=AFTER, names=()):
     def named(text):
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
-    return (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(named(subject))
         .issuer_name(named(issuer))
@@ -62,15 +63,24 @@ def _signed(subject, public_key, issuer, issuer_key, *, ca=False, until=AFTER):
         .not_valid_before(BEFORE)
         .not_valid_after(until)
         .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        .sign(issuer_key, hashes.SHA256())
     )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
+    return builder.sign(issuer_key, hashes.SHA256())
 
 
-def tls_files(folder, name, signer, *, until=AFTER, trusts=None):
-    """Certificate `name` of the authority `signer` (name, key, certificate), in PEM files."""
+def _general(name):
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def tls_files(folder, name, signer, *, until=AFTER, trusts=None, names=()):
+    """Certificate `name` of the authority `signer` (name, key, certificate), in PEM files; good for host `names`."""
     signer_name, signer_key, signer_certificate = signer
     key = ec.generate_private_key(ec.SECP256R1())
-    certificate = _signed(name, key.public_key(), signer_name, signer_key, until=until)
+    certificate = _signed(name, key.public_key(), signer_name, signer_key, until=until, names=names)
     pem = serialization.Encoding.PEM
     files = TLSFiles(
         certificate=folder / f"{name}.pem", key=folder / f"{name}.key", authority=folder / f"{name}-trusts.pem"
@@ -144,7 +154,9 @@ def receiving(spool, mounted, port, *peers, title="NODE"):
     from medenhance_dicom.node.receive import Mounted, Receiver
 
     rows = [
-        {"ae_title": peer} if isinstance(peer, str) else {"ae_title": peer[0], "host": "127.0.0.1", "port": peer[1]}
+        {"ae_title": peer, "query": True}
+        if isinstance(peer, str)
+        else {"ae_title": peer[0], "host": "127.0.0.1", "port": peer[1]}
         for peer in peers
     ]
     listener = {"ae_title": title, "port": port, "reserve_bytes": 0}

@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from medenhance_dicom import worker
 from medenhance_dicom.node import control, enhancing, work
 from medenhance_dicom.node.delivering import Commitment, Peers
 from medenhance_dicom.node.forward import Failed, SendReport, Sent
+from medenhance_dicom.node.settings import load_settings
 
 left = [0]
 
@@ -99,7 +101,7 @@ def main(config, death):
     os.fsync = around(os.fsync)
     worker._go = around(worker._go)
     enhancing.Enhancing._enhance = enhance
-    read = work.settings_reader(config)
+    read = work.settings_reader(partial(load_settings, config))
     settings = read()
     running = worker.launch(
         work.SeriesWork(read, Archive(settings.store.parent / "archive").peers()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -121,9 +122,21 @@ def test_send_waits_for_a_commitment_that_comes_elsewhere_in_vain(run, archive, 
     words = ("send", samples / "study" / "op-fundus.dcm", "--to", f"ARCHIVE@127.0.0.1:{archive.port}", "--commit")
     result = run(*words, "--commit-seconds", 0.2, code=11)
     assert "1 of 1 stored, 0 committed" in result.stdout
-    assert "no report over this association" in result.stderr
+    assert "over this association; --listen" in result.stderr
     assert archive.actions == 1
     run("send", samples, "--to", "http://127.0.0.1:1/studies", "--commit", code=2)
+
+
+def test_send_listens_for_a_commitment(run, archive, samples):
+    archive.node_port = free_port()
+    words = ("send", samples / "study" / "op-fundus.dcm", "--to", f"ARCHIVE@127.0.0.1:{archive.port}", "--commit")
+    words = (*words, "--calling", "NODE", "--commit-seconds", 10)
+    assert "1 of 1 stored, 1 committed" in run(*words, "--listen", f"127.0.0.1:{archive.node_port}").stdout
+    run(*words, "--listen", "nowhere", code=2)
+    stored = len(archive.stored)
+    with socket.create_server(("127.0.0.1", archive.node_port)), pytest.raises(ConfigurationError, match="in use"):
+        run(*words, "--listen", f"127.0.0.1:{archive.node_port}", code=2)
+    assert len(archive.stored) == stored
 
 
 def test_query_lists_and_retrieves(run, samples, tmp_path):

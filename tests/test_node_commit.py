@@ -338,6 +338,22 @@ def test_an_undeliverable_report_is_given_up_after_a_day(held):
     assert now > 1000 + 86400
 
 
+def test_one_peer_that_cannot_be_answered_keeps_no_other_waiting(held, monkeypatch):
+    spool, pairs = held
+    tls = {"certificate": "/nowhere", "key": "/nowhere", "authority": "/nowhere"}
+    there = [{"name": name.lower(), "ae_title": name, "host": "127.0.0.1", "port": 1} for name in ("FIRST", "SECOND")]
+    there[0]["tls"] = tls
+    settings = NodeSettings.model_validate({"store": spool.store, "destinations": there})
+    folder = spool.store / "commitments" / "asked"
+    folder.mkdir(parents=True)
+    for uid, peer in (("2.25.1", "FIRST"), ("2.25.2", "SECOND")):
+        asked = {"peer": peer, "instances": pairs, "asked": 1000.0, "attempts": 0, "next": 0.0}
+        (folder / f"{uid}.json").write_text(json.dumps(asked))
+    heard = []
+    assert answer_requests(spool, settings, now=1000.0, on_report=lambda *facts: heard.append(facts[1])) == 2
+    assert heard == ["FIRST", "SECOND"]
+
+
 # ---------------------------------------------------------------- Orthanc
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medenhance_dicom.errors import PeerError
+from medenhance_dicom.errors import ConfigurationError, PeerError
 from medenhance_dicom.node.complete import Completeness
 from medenhance_dicom.node.settings import NodeSettings
 from medenhance_dicom.node.spool import Spool
@@ -181,10 +181,10 @@ def test_the_archive_is_asked_how_many_there_are(tmp_path):
     assert watch.after(11) == [(watch.key(), False)]
 
 
-@pytest.mark.parametrize("answer", [None, PeerError("not there"), 1, 0])
+@pytest.mark.parametrize("answer", [None, PeerError("not there"), ConfigurationError("no such file"), 1, 0])
 def test_an_archive_that_does_not_know_holds_nothing_up(tmp_path, answer):
     def count(_):
-        if isinstance(answer, PeerError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 

@@ -135,7 +135,7 @@ def test_too_many_parts(node, monkeypatch):
 
 
 def test_a_full_disk_fails_the_part_and_leaves_no_file(tmp_path):
-    upload = Upload(MULTIPART, tmp_path, lambda path: Stored(0, "1.2", "1.3"))
+    upload = Upload(MULTIPART, tmp_path, lambda path: Stored(0, "1.2", "1.3"), has_room=lambda: True)
     upload.feed(b"--b0\r\n\r\n")
     upload._file.close()
     upload._file = (tmp_path / upload._file.name).open("rb")  # writing to it fails
@@ -143,6 +143,21 @@ def test_a_full_disk_fails_the_part_and_leaves_no_file(tmp_path):
     upload.close()
     assert upload.response()[0] == 503
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_space_is_looked_at_while_a_part_comes_in(tmp_path, monkeypatch):
+    monkeypatch.setattr("medenhance_dicom.node.upload.GUARD_BYTES", 1000)
+    free = iter([True, False])
+    upload = Upload(MULTIPART, tmp_path, lambda path: Stored(0, "1.2", "1.3"), has_room=lambda: next(free))
+    upload.feed(b"--b0\r\n\r\n")
+    for _ in range(5):
+        upload.feed(b"x" * 800)
+    (path,) = tmp_path.iterdir()
+    assert path.stat().st_size == 0
+    upload.feed(b"\r\n--b0--")
+    upload.close()
+    assert [result.status for result in upload.results] == [0xA700]
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_token_is_asked_for(tmp_path):

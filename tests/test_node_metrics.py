@@ -107,3 +107,9 @@ def test_the_queue_is_read_off_the_store(store):
     assert found["unfinished_jobs"] == 1
     assert found["oldest_unfinished_seconds"] == pytest.approx(90)
     assert (found["pending_series"], found["pending_instances"]) == (2, 3)
+
+
+def test_what_was_set_aside_is_counted(store):
+    (store.spool.store / "quarantine" / "a.dcm").touch()
+    found = values(Metrics(store.spool))
+    assert (found["set_aside_files quarantine"], found["set_aside_files conflicts"]) == (1, 0)

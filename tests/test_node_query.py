@@ -9,9 +9,12 @@ from typing import NamedTuple
 import pydicom
 import pytest
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pynetdicom import evt
 
 from medenhance_dicom.errors import PeerError
+from medenhance_dicom.node import query as query_module
 from medenhance_dicom.node.forward import send_files
 from medenhance_dicom.node.identity import read_identity
 from medenhance_dicom.node.index import Index, matches
@@ -231,6 +234,25 @@ def test_find_stops_at_the_limit(node):
 def test_count_of_a_series(node):
     assert count_instances(node.address, "1.2.1", "1.2.1.1", calling_ae="ME") == 2
     assert count_instances(node.address, "1.2.1", "1.2.9", calling_ae="ME") is None
+
+
+def test_a_count_that_is_no_number_is_none(monkeypatch):
+    answer = Dataset()
+    answer.SeriesInstanceUID = "1.2.1.1"
+    answer[0x00201209] = RawDataElement(Tag(0x00201209), "IS", 4, b"many", 0, False, True)
+    monkeypatch.setattr(query_module, "find", lambda *_, **__: iter([answer]))
+    assert count_instances(None, "1.2.1", "1.2.1.1", calling_ae="ME") is None
+
+
+def test_who_may_send_may_not_yet_ask(node, tmp_path):
+    with pytest.raises(PeerError, match="C-FIND with 0x0124") as caught:
+        list(find(node.address, query(), calling_ae="DEST"))
+    assert caught.value.permanent
+    with pytest.raises(PeerError, match="C-GET with 0x0124"):
+        list(get(node.address, query(StudyInstanceUID="1.2.1"), tmp_path, calling_ae="DEST"))
+    with pytest.raises(PeerError, match="C-MOVE with 0xA801"):
+        list(move(node.address, query(StudyInstanceUID="1.2.1"), calling_ae="DEST", to="DEST"))
+    assert not node.arrived
 
 
 def test_get(node, spool, tmp_path):

@@ -13,9 +13,8 @@ from medenhance_dicom.errors import OutputError
 from medenhance_dicom.jobs import Jobs
 from medenhance_dicom.node import serve
 from medenhance_dicom.node.identity import read_identity
-from medenhance_dicom.node.mount import current
 from medenhance_dicom.node.serve import NodeProcess
-from medenhance_dicom.node.state import read_state, running_process
+from medenhance_dicom.node.state import put_in_force, read_state, running_process, settings_in_force
 from medenhance_dicom.node.worker import own_scratch
 from tests.node_process import free_port, wait_until
 
@@ -125,12 +124,49 @@ def test_a_reload_of_a_wrong_file_changes_nothing(node, config):
     assert "prot" in read_state(node.spool.store)["reload"]["refused"]
 
 
-def test_receivers_read_the_configuration_that_is_there_now(node, config):
-    read = current(config, node.settings)
+def test_a_file_that_is_being_edited_is_not_yet_meant(node, config, monkeypatch):
+    put_in_force(node.settings)
+    assert settings_in_force(node.spool.store) == node.settings
     config.write_text(config.read_text() + '[[peers]]\nae_title = "NEW"\n')
-    assert read().peer("NEW") is not None
-    config.write_text("store = ")
-    assert read().peer("NEW") is not None
+    assert settings_in_force(node.spool.store).peer("NEW") is None
+    node.reload()
+    assert settings_in_force(node.spool.store).peer("NEW") is not None
+    assert (node.spool.store / "settings.json").stat().st_mode & 0o077 == 0
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(serve, "put_in_force", full)
+    config.write_text(config.read_text() + '[[peers]]\nae_title = "NEWER"\n')
+    with pytest.raises(OSError, match="No space"):
+        node.reload()
+    assert node.settings.peer("NEWER") is None  # not here and not there
+
+
+def test_a_series_whose_sealing_failed_after_its_rename_is_queued_all_the_same(node, samples, monkeypatch):
+    monkeypatch.setattr(node._receivers, "watch", lambda: 0)
+    receive(node, samples / "study" / "op-fundus.dcm")
+    real = node.spool._rename_sealed
+
+    def rename(folder, source):
+        real(folder, source)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(node.spool, "_rename_sealed", rename)
+    wait_until(lambda: node._tick() or list(node.spool.jobs()))
+    node._tick()
+    assert node._jobs is None
+    node._queued_all -= 3600
+    node._tick()
+    assert [job.job for job in node._jobs.all()] == [job.job_id for job in node.spool.jobs()]
+
+
+def test_an_error_that_nobody_thought_of_stops_none_of_the_loop(node, samples, monkeypatch):
+    monkeypatch.setattr(node._receivers, "watch", lambda: 0)
+    monkeypatch.setattr(node._workers, "tend", lambda: 1 / 0)
+    receive(node, samples / "study" / "op-fundus.dcm")
+    wait_until(lambda: node._tick() or node._jobs is not None)
+    assert len(node._jobs.all()) == 1
 
 
 def test_readiness_says_what_is_wrong(node, monkeypatch):

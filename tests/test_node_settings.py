@@ -85,6 +85,7 @@ def test_a_store_alone_is_enough_and_lets_nobody_in(tmp_path):
         ('store = "s"\n[completeness]\ncount_at = "nowhere"', "no destination 'nowhere'"),
         ('store = "s"\n[[destinations]]\nname = "Big"\nstow = "http://h"', r"destinations\.0\.name"),
         ('store = "s"\n[work]\nattempts = 0', r"work\.attempts"),
+        ('store = "s"\n[[peers]]\nae_title = "A"\nhosts = ["archive.local"]', r"peers\.0\.hosts.*archive\.local"),
         ('store = "s"\n[completeness]\nidle_seconds = -1', r"completeness\.idle_seconds"),
     ],
 )

@@ -131,6 +131,17 @@ def test_broken_files_are_unreadable_and_nothing_else(tmp_path, at, value, cut):
     assert identity.series
 
 
+def test_file_meta_information_in_the_data_set_is_unreadable(spool):
+    """Other readers would go by it, and by another digest than the one in the name."""
+    path = put(spool, instance(1))
+    data = path.read_bytes()
+    end = 144 + int.from_bytes(data[140:144], "little")
+    smuggled = b"\x02\x00\x03\x00UI\x08\x001.2.3.9\0"
+    path.write_bytes(data[:end] + smuggled + data[end:])
+    with pytest.raises(UnreadableInstanceError, match="begins with file meta information"):
+        read_identity(path)
+
+
 def test_a_sequence_without_end_is_unreadable(spool):
     part = put(spool, instance(1))
     head = part.read_bytes()
@@ -522,6 +533,55 @@ def test_reconcile_drops_what_belongs_to_nothing(spool):
     assert not list(spool.incoming.iterdir())
     assert not list((spool.store / "pending").iterdir())
     assert not list((spool.store / "jobs").iterdir())
+
+
+def test_reconcile_drops_what_killed_writers_left(spool):
+    accept(spool, instance(1))
+    (spool.incoming / "rewritten-x").mkdir()
+    (spool.incoming / "rewritten-x" / "instance.dcm").write_bytes(b"a patient")
+    begun = spool.store / "jobs" / ("0" * 32)
+    begun.mkdir()
+    for name in ("job.json", ".job.json.0a1b2c3d.part"):
+        (begun / name).write_text("{}")
+    spool.reconcile()
+    assert not list(spool.incoming.iterdir())
+    assert not begun.exists()
+    assert len(pending(spool)) == 1
+
+
+def test_a_reconcile_in_the_middle_of_an_instance_does_not_lose_it(tmp_path):
+    """A receiver outlives its node that was killed, and the next node is faster with the link in `held/`."""
+
+    class Overtaken(Spool):
+        def _hold(self, name, folder, held):
+            self._finish(next(self.pending()).folder)
+            super()._hold(name, folder, held)
+
+    spool = Overtaken(tmp_path / "store")
+    assert accept(spool, instance(1)).fate is Fate.STORED
+    (path,) = pending(spool)
+    assert path.samefile(spool.held("1.2.3.4.1"))
+    assert not list(spool.incoming.iterdir())
+
+
+def test_reconcile_waits_for_receivers_of_a_node_that_was_killed(spool, monkeypatch):
+    monkeypatch.setattr(spool_module, "_LEAVE_SECONDS", 0.1)
+    said, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        spool.enter()
+        os.write(say, b"in")
+        signal.pause()
+    assert os.read(said, 2) == b"in"
+    part = spool.new_part()
+    part.write_bytes(b"half")
+    with pytest.raises(OutputError, match="still there"):
+        spool.reconcile()
+    assert part.exists()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    spool.reconcile()
+    assert not part.exists()
 
 
 # ---------------------------------------------------------------- several at once

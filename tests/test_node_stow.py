@@ -17,6 +17,8 @@ from medenhance_dicom.errors import ConfigurationError, PeerError
 from medenhance_dicom.node import stow
 from medenhance_dicom.node.settings import Destination
 from medenhance_dicom.node.stow import store_rs
+from medenhance_dicom.node.wire import server_tls
+from tests.dicom_peers import authority, tls_files
 
 
 class Server:
@@ -185,3 +187,19 @@ def test_files_that_are_not_dicom_fail_here(tmp_path):
     report = store_rs([tmp_path / "text"], Destination(name="web", stow="http://127.0.0.1:1/studies"))
     assert [item.permanent for item in report.failed] == [True]
     assert isinstance(report.failed[0].path, Path)
+
+
+@pytest.mark.parametrize(("name", "reached"), [("127.0.0.1", True), ("other.test", False)])
+def test_a_web_server_has_to_be_the_one_that_its_certificate_names(files, tmp_path, name, reached):
+    site = ("Site", *authority("Site"))
+    with Server() as server:
+        context = server_tls(tls_files(tmp_path, "server", site, names=[name]))
+        server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
+        there = server.destination(tls=tls_files(tmp_path, "client", site))
+        there = there.model_copy(update={"stow": there.stow.replace("http:", "https:")})
+        if reached:
+            assert len(store_rs(files[:1], there).sent) == 1
+        else:
+            with pytest.raises(PeerError, match="cannot be reached"):
+                store_rs(files[:1], there)
+            assert not server.bodies

@@ -180,6 +180,26 @@ def test_a_peer_that_hangs_up_is_transient():
         thread.join()
 
 
+def test_answers_reach_whoever_waits_for_them(server):
+    """Also where the association's own thread, which should pause meanwhile, looks into the queue first."""
+    there = destination(server, response_timeout=0.5)
+    with associated(there, [build_context(VERIFICATION)], calling_ae="ME") as assoc:
+        assoc._reactor_checkpoint.wait = lambda: time.sleep(0.0005)
+        for _ in range(100):
+            assert assoc.send_c_echo().get("Status") == 0
+
+
+def test_an_association_that_ends_before_a_request_is_a_failure_of_the_peer(server):
+    def echo():
+        with associated(destination(server), [build_context(VERIFICATION)], calling_ae="ME") as assoc:
+            assoc.abort()
+            assoc.send_c_echo()
+
+    with pytest.raises(PeerError, match="broke the association off") as caught:
+        echo()
+    assert not caught.value.permanent
+
+
 # ---------------------------------------------------------------- TLS
 
 
@@ -212,10 +232,24 @@ def test_a_silent_client_does_not_keep_others_out_of_tls(tmp_path, ours):
     server.shutdown()
 
 
+def test_a_name_that_is_configured_has_to_be_in_the_certificate(tmp_path, ours):
+    files = tls_files(tmp_path, "server", ours, names=["archive.test"])
+    server = listen([accepted_context(VERIFICATION)], tls=server_tls(files), timeout=2)
+    client = tls_files(tmp_path, "client", ours)
+    for name, is_let_in in ((None, True), ("archive.test", True), ("other.test", False), ("127.0.0.1", False)):
+        there = destination(server, tls=client.model_copy(update={"server_name": name}))
+        if is_let_in:
+            with associated(there, [build_context(VERIFICATION)], calling_ae="ME") as assoc:
+                assert assoc.send_c_echo().Status == 0
+        else:
+            assert not failure(there).permanent
+    server.shutdown()
+
+
 def test_tls_files_that_do_not_load_are_named(tmp_path, ours):
     files = tls_files(tmp_path, "client", ours)
     with pytest.raises(ConfigurationError, match=r"missing\.pem"):
-        client_tls(files.model_copy(update={"certificate": tmp_path / "missing.pem"}))
+        client_tls(files.model_copy(update={"certificate": tmp_path / "missing.pem"}), named=False)
     with pytest.raises(ConfigurationError, match=r"client\.key holds no certificate"):
         server_tls(files.model_copy(update={"authority": files.key}))
-    assert client_tls(files).minimum_version.name == "TLSv1_2"
+    assert client_tls(files, named=False).minimum_version.name == "TLSv1_2"

@@ -1,8 +1,10 @@
 """What is done for one series, without a queue: gos are driven by hand, and the network is a list."""
 
 import json
+import os
 import shutil
 import threading
+from functools import partial
 
 import pytest
 
@@ -16,7 +18,7 @@ from medenhance_dicom.node.delivery import read_ledger
 from medenhance_dicom.node.forward import Failed, SendReport, Sent
 from medenhance_dicom.node.jobfolder import ledger_path, locked, read_whole
 from medenhance_dicom.node.retention import Kept, removable, sweep
-from medenhance_dicom.node.settings import Destination, NodeSettings, Retention, Rule, Work
+from medenhance_dicom.node.settings import Destination, NodeSettings, Retention, Rule, Work, load_settings
 from medenhance_dicom.node.spool import Spool
 from tests import job_stores as stores
 
@@ -221,6 +223,18 @@ def test_a_destination_that_was_taken_out_of_the_configuration_is_a_dead_letter(
     result = node.work.go(JOB, "to.archive", node.stopping)
     assert (result.state, result.say) == ("failed", "the configuration has no destination of that name any more")
     assert not node.done
+    assert node.events()[-1] == "dead letter"
+
+
+def test_an_error_that_nobody_thought_of_is_a_dead_letter_that_names_no_patient(tmp_path):
+    node = Node(tmp_path)
+    node.network.says = [ZeroDivisionError("Doe^Jane")]
+    ended = node.drive()["to.archive"]
+    assert ended.state == "failed"
+    (line,) = [line for line in node.work.audit.events(JOB) if line["event"] == "dead letter"]
+    assert line["destination"] == "archive"
+    assert line["why"] == ended.say
+    assert ended.say.startswith("ZeroDivisionError at ")
 
 
 # ---------------------------------------------------------------- failures
@@ -508,6 +522,32 @@ def test_a_retry_goes_by_the_rules_as_they_are_now(tmp_path):
     }  # fmt: skip
 
 
+def test_what_no_rule_sends_is_kept_until_one_does(tmp_path, enhanced):
+    node = Node(tmp_path, rules=(Rule(calling=("SOMEBODY",), destinations=("archive",)),))
+    node.drive()
+    assert node.done
+    control, spool = Control(node.settings), Spool(node.settings.store)
+    control.jobs.enqueue(JOB)
+    assert sweep(spool, control.jobs, node.work.audit, Retention(keep_days=0, maximum_bytes=1), now=node.now + 1) == []
+    node.settings = node.settings.model_copy(update={"rules": PASS_ON})
+    control.jobs.cancel(JOB)
+    assert control.retry(JOB) == ["enhance"]
+    node.drive()
+    assert node.network.got["archive"] == ["0000-0.dcm", "0000-1.dcm", "9.dcm"]
+    assert sweep(spool, control.jobs, node.work.audit, Retention(keep_days=0), now=node.now + 1) == [JOB]
+    control.close()
+
+
+def test_why_tells_of_other_bytes_that_were_set_aside(control, enhanced):
+    control.node.drive()
+    folder = control.node.settings.store / "conflicts"
+    folder.mkdir()
+    source = next((control.node.folder / "source").iterdir())
+    for name in (f"{source.name.split('.')[0]}.0123456789abcdef.dcm", "another.0123456789abcdef.dcm"):
+        (folder / name).touch()
+    assert any(line.startswith("1 instances came again with other bytes") for line in control.why(JOB))
+
+
 def test_a_lost_database_is_made_again_from_the_folders(control, enhanced):
     control.node.drive()
     control.jobs.forget([JOB])
@@ -524,7 +564,7 @@ def test_a_lost_database_is_made_again_from_the_folders(control, enhanced):
 def test_settings_are_read_anew_and_a_broken_file_changes_nothing(tmp_path):
     config = tmp_path / "node.toml"
     config.write_text('store = "store"\n[work]\nattempts = 3\n')
-    read = work.settings_reader(config)
+    read = work.settings_reader(partial(load_settings, config))
     config.write_text('store = "elsewhere"\n[work]\nattempts = 4\n')
     assert read().work.attempts == 4
     assert read().store == tmp_path / "store"
@@ -596,3 +636,19 @@ def test_a_removal_that_was_killed_is_ended_by_the_next_sweep(tmp_path, left):
     assert sweep(spool, jobs, node.work.audit, Retention(keep_days=0), now=node.now + 1) == [JOB]
     assert not node.folder.exists()
     jobs.close()
+
+
+def test_the_sweep_drops_what_killed_writers_left(tmp_path):
+    node = Node(tmp_path)
+    store = node.settings.store
+    (store / "commitments" / "asked").mkdir(parents=True)
+    left = [store / "commitments" / ".x.part", store / "commitments" / "asked" / ".x.part", node.folder / ".x.part"]
+    for path in (*left, node.folder / ".y.part"):
+        path.touch()
+    now = left[0].stat().st_mtime
+    for path in left:
+        os.utime(path, (now - 7200, now - 7200))
+    jobs = Jobs(sqlite_url(store / "node.sqlite"))
+    sweep(Spool(store), jobs, node.work.audit, Retention(), now=now)
+    jobs.close()
+    assert [path.name for path in store.rglob("*.part")] == [".y.part"]

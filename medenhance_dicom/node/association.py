@@ -11,7 +11,7 @@ from pynetdicom.presentation import PresentationContext
 
 from medenhance_dicom.errors import PeerError
 from medenhance_dicom.node.settings import Destination
-from medenhance_dicom.node.wire import application_entity, bound_queue, client_tls, on_open
+from medenhance_dicom.node.wire import application_entity, association_tls, bound_queue, keep_answers, on_open
 
 MAXIMUM_CONTEXTS = 128
 _ACSE_SECONDS = 30.0
@@ -70,7 +70,7 @@ def associated(
             ae_title=title,
             max_pdu=entity.maximum_pdu_size,
             ext_neg=list(roles),
-            tls_args=(client_tls(destination.tls), host) if destination.tls else None,
+            tls_args=association_tls(destination),
             evt_handlers=[
                 (evt.EVT_CONN_OPEN, on_open, [destination.response_timeout]),
                 (evt.EVT_CONN_OPEN, opened.append),
@@ -82,8 +82,14 @@ def associated(
     if not assoc.is_established:
         raise _failure(name, assoc, reached=bool(opened))
     bound_queue(assoc)
+    keep_answers(assoc)
     try:
         yield assoc
+    except RuntimeError:
+        if assoc.is_established:
+            assoc.abort()
+            raise
+        raise PeerError(f"{name} broke the association off") from None  # pynetdicom's word for it
     except BaseException:
         assoc.abort()
         raise

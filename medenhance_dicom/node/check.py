@@ -200,7 +200,7 @@ def _certificates(what: str, files: TLSFiles, now: datetime, *, server: bool) ->
     from cryptography import x509
 
     try:
-        server_tls(files) if server else client_tls(files)
+        server_tls(files) if server else client_tls(files, named=False)
         found = [
             (path, certificate)
             for path in (files.certificate, files.authority)
@@ -334,7 +334,7 @@ def _probe_stow(name: str, destination: Destination) -> Iterator[Finding]:
             headers["Authorization"] = destination.authorization_file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError):
             raise ConfigurationError(f"{destination.authorization_file} cannot be read") from None
-    verify = client_tls(destination.tls) if destination.tls else True
+    verify = client_tls(destination.tls, named=True) if destination.tls else True
     try:
         with httpx.Client(verify=verify, headers=headers, timeout=destination.connect_timeout, trust_env=False) as web:
             answer = web.options(destination.stow)

@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -131,6 +132,7 @@ def _status(settings: NodeSettings) -> dict[str, Any]:
         "unfinished_jobs": len(waiting),
         "oldest_unfinished_seconds": None if oldest is None else round(max(0.0, time.time() - oldest)),
         "dead_letters": len(Metrics(spool).dead_letters()),
+        **spool.set_aside(),
         "free_gigabytes": round(spool.free_bytes() / 1e9, 1),
         "problems": _problems(said["http"]) if pid is not None and said.get("http") else None,
     }
@@ -206,8 +208,9 @@ def _signal(store: Path, number: signal.Signals) -> None:
 def worker(config: ConfigArgument = DEFAULT_CONFIG, log_format: LogFormat = "text") -> None:
     """Work on the node's jobs, on this or another host that shares its store and database, until SIGTERM."""
     from medenhance_dicom.node.logs import set_up_logs
+    from medenhance_dicom.node.settings import load_settings
     from medenhance_dicom.node.worker import work_until_stopped
 
     _keep_private()
     set_up_logs(log_format)
-    work_until_stopped(config.absolute())
+    work_until_stopped(partial(load_settings, config.absolute()))

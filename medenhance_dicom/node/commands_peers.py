@@ -92,6 +92,13 @@ def send(
         bool, typer.Option("--commit", help="Ask for Storage Commitment, and wait for the report.")
     ] = False,
     commit_seconds: Annotated[float, typer.Option(help="How long to wait for it.", min=0)] = 30.0,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            help="Take the report at this address of ours, for peers that bring it over an association of their own.",
+            metavar="HOST:PORT",
+        ),
+    ] = None,
     calling: Calling = _TITLE,
     certificate: Certificate = None,
     key: Key = None,
@@ -104,6 +111,9 @@ def send(
     Exit codes: 0 all stored, 3 nothing found, 4 some failed, 5 all failed, 11 peer refused, unreachable, or did not
     commit.
     """
+    from contextlib import ExitStack
+
+    from medenhance_dicom.node.commit import taking_reports
     from medenhance_dicom.node.forward import send_files
     from medenhance_dicom.node.stow import store_rs
     from medenhance_dicom.part10 import find_instances, looks_like_dicom
@@ -111,8 +121,12 @@ def send(
     destination = destination_of(to, certificate, key, authority, timeout)
     if commit and destination.stow is not None:
         raise typer.BadParameter("STOW-RS has no Storage Commitment", param_hint="--commit")
-    with tempfile.TemporaryDirectory(prefix="medenhance-") as folder:
+    here = _own_address(listen) if listen is not None else None
+    with tempfile.TemporaryDirectory(prefix="medenhance-") as folder, ExitStack() as listening:
         scratch, store = Path(folder, "found"), Path(folder)
+        if commit and here is not None:
+            listener = taking_reports(store, destination, ae_title=calling, bind=here[0], port=here[1])
+            listening.enter_context(listener)
         scratch.mkdir()
         names = {found.path: found.name for found in find_instances(paths, scratch) if looks_like_dicom(found.path)}
         if not names:
@@ -122,7 +136,9 @@ def send(
         report = (
             store_rs(files, destination) if destination.stow else send_files(files, destination, calling_ae=calling)
         )
-        committed = _commit(store, report, destination, calling, commit_seconds) if commit and report.sent else None
+        committed = None
+        if commit and report.sent:
+            committed = _commit(store, report, destination, calling, commit_seconds, here is not None)
     failed = [
         {"file": names[f.path], "status": f.status, "why": f.why, "permanent": f.permanent} for f in report.failed
     ]
@@ -139,23 +155,42 @@ def send(
     raise typer.Exit(11 if committed is not None and committed < len(report.sent) else 0)
 
 
-def _commit(store: Path, report: SendReport, destination: Destination, calling: str, seconds: float) -> int:
-    """How many of the sent instances the peer reports as committed over the same association."""
+def _own_address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise typer.BadParameter(f"{text} is not HOST:PORT", param_hint="--listen")
+    return host.strip("[]"), int(port)
+
+
+def _commit(
+    store: Path,
+    report: SendReport,
+    destination: Destination,
+    calling: str,
+    seconds: float,
+    listening: bool,
+) -> int:
+    """How many of the sent instances the peer reports as committed, over the same association or where we listen."""
     import uuid
 
-    from medenhance_dicom.node.commit import request_commitment
+    from medenhance_dicom.node.commit import report_of, request_commitment
 
     instances = sorted({(sent.sop_class, sent.sop_instance) for sent in report.sent})
+    transaction, until = f"2.25.{uuid.uuid4().int}", time.monotonic() + seconds
     try:
         said = request_commitment(
-            store, instances, destination, calling_ae=calling, transaction_uid=f"2.25.{uuid.uuid4().int}",
-            linger=seconds,
+            store, instances, destination, calling_ae=calling, transaction_uid=transaction,
+            linger=min(seconds, 1.0) if listening else seconds,
         )  # fmt: skip
     except PeerError as error:
         note(f"commitment: {error}")
         return 0
+    while listening and said is None and time.monotonic() < until:
+        time.sleep(0.05)
+        said = report_of(store, transaction)
     if said is None:
-        note(f"commitment: no report over this association within {seconds:.0f} s; a node receives later ones")
+        elsewhere = "" if listening else " over this association; --listen, or a node, takes those that come later"
+        note(f"commitment: no report within {seconds:.0f} s{elsewhere}")
         return 0
     return len(said.committed)
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ from pydicom.uid import UID
 from pynetdicom import build_context, build_role, evt
 from pynetdicom.presentation import PresentationContext
 
-from medenhance_dicom.errors import InputError, PeerError
+from medenhance_dicom.errors import ConfigurationError, InputError, MedenhanceError, PeerError
 from medenhance_dicom.node.association import associated
 from medenhance_dicom.node.identity import read_identity
-from medenhance_dicom.node.jobfolder import sync_folder, write_whole
+from medenhance_dicom.node.jobfolder import flush, write_whole
 from medenhance_dicom.node.settings import Destination, NodeSettings
 from medenhance_dicom.node.spool import Spool
-from medenhance_dicom.node.wire import accepted_context
+from medenhance_dicom.node.wire import accepted_context, application_entity, on_open
 
 COMMITMENT = "1.2.840.10008.1.20.1"
 COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"
@@ -47,6 +48,7 @@ _PERMANENT = {0x0118, 0x0122, 0x0123, 0x0124, 0x0211}
 _MOST_INSTANCES = 200_000
 _FIRST_PAUSE, _LONGEST_PAUSE, _GIVE_UP = 5.0, 600.0, 86400.0
 _POLL = 0.02
+_LISTEN_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,34 @@ def request_commitment(
                 break
             time.sleep(_POLL)
     return report or report_of(store, transaction_uid)
+
+
+@contextmanager
+def taking_reports(store: Path, destination: Destination, *, ae_title: str, bind: str, port: int) -> Iterator[None]:
+    """Listen for reports of one peer that come over an association of their own, where no node does.
+
+    Raises:
+        ConfigurationError: The address or port cannot be had.
+    """
+    entity: Any = application_entity(ae_title)
+    entity.require_called_aet = True
+    entity.require_calling_aet = [destination.ae_title or ""]
+    try:
+        server = entity.start_server(
+            (bind, port),
+            block=False,
+            contexts=[accepted_context(COMMITMENT, both_roles=True)],
+            evt_handlers=[
+                (evt.EVT_CONN_OPEN, on_open, [_LISTEN_SECONDS]),
+                (evt.EVT_N_EVENT_REPORT, take_report, [store]),
+            ],
+        )
+    except OSError as error:
+        raise ConfigurationError(f"{bind} port {port}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        server.shutdown()
 
 
 def report_of(store: Path, transaction_uid: str) -> Report | None:
@@ -313,10 +343,12 @@ def _answer(spool: Spool, settings: NodeSettings, uid: str, asked: dict[str, Any
         ) as assoc:
             kind = _SOME_FAILED if bad else _ALL
             answer, _ = assoc.send_n_event_report(report, kind, COMMITMENT, COMMITMENT_INSTANCE)
-    except PeerError as error:
+    except MedenhanceError as error:
         return str(error)
     except ValueError:
         return "it does not let us report: no SCP role"
+    except OSError as error:
+        return f"the disk: {error.strerror}"
     status = answer.get("Status")
     if status is None:
         return "no answer to the report"
@@ -377,8 +409,8 @@ def _path(store: Path, uid: str, *folders: str) -> Path | None:
 def _make(folder: Path) -> None:
     if not folder.is_dir():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        sync_folder(folder.parent)
-        sync_folder(folder.parent.parent)
+        flush(folder.parent)
+        flush(folder.parent.parent)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

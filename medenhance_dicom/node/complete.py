@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from medenhance_dicom.errors import PeerError
+from medenhance_dicom.errors import MedenhanceError
+from medenhance_dicom.node.markers import OpenAssociation
 from medenhance_dicom.node.settings import NodeSettings
-from medenhance_dicom.node.spool import OpenAssociation, PendingSeries, Spool
+from medenhance_dicom.node.spool import PendingSeries, Spool
 
 _ASK_AGAIN = 10.0
 """Seconds between two questions for the number of instances of one series."""
 
 Count = Callable[[PendingSeries], int | None]
-"""How many instances a series has elsewhere; None where nobody knows. May raise `PeerError`."""
+"""How many instances a series has elsewhere; None where nobody knows. May raise `MedenhanceError`."""
 
 
 @dataclass
@@ -99,7 +100,7 @@ class Completeness:
         watched.asked = now
         try:
             expected = self._count(series)
-        except PeerError:
+        except MedenhanceError:
             return True
         if expected is not None and series.count < expected:
             return False

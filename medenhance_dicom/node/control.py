@@ -85,8 +85,17 @@ class Control:
             sentences.append("No rule sends it anywhere.")
         events = self._audit.events(state.job)
         sentences += [said for event in events if (said := _happened(event)) is not None]
+        if conflicts := self._conflicts(folder):
+            sentences.append(
+                f"{conflicts} instances came again with other bytes; those are in conflicts/, and not sent."
+            )
         sentences += [_now(stage) for stage in state.stages if stage.state != "done"]
         return sentences + _advice(state, folder)
+
+    def _conflicts(self, folder: Path) -> int:
+        """Files that were set aside because a job has others of the same SOP Instance UIDs."""
+        held = {path.name.split(".")[0] for path in (folder / "source").glob("*.dcm")}
+        return sum(path.name.split(".")[0] in held for path in (self._store / "conflicts").glob("*.dcm"))
 
     def retry(self, job: str) -> list[str]:
         """Go at what failed, waits or was cancelled, now, with fresh attempts and by the rules as they are now.
@@ -99,8 +108,10 @@ class Control:
             OSError: The job's folder cannot be written.
         """
         job, folder = self.full_id(job), self._folder(job)
-        if (folder / "done.json").exists():
-            return []
+        if (done := read_whole(folder / "done.json")) is not None:
+            if not done.get("only_copy"):
+                return []
+            (folder / "done.json").unlink()  # the rules may send it somewhere now
         try:
             stages = self.jobs.job(job).stages
         except KeyError:  # the database was lost
@@ -213,7 +224,7 @@ def _happened(event: dict[str, Any]) -> str | None:
         case "not committed":
             words = f"{to} did not commit {f'{count} instances' if count else ''}: {why}".replace("  ", " ")
         case "dead letter":
-            words = f"Nothing more was tried with {to}: {why}"
+            words = f"Nothing more was tried{f' with {to}' if to else ''}: {why}"
         case "delivered":
             words = f"{to} has all {count} instances"
         case "retried":
@@ -245,7 +256,9 @@ def _now(stage: StageState) -> str:
 
 
 def _advice(state: JobState, folder: Path) -> list[str]:
-    if (folder / "done.json").exists():
+    if (done := read_whole(folder / "done.json")) is not None:
+        if done.get("only_copy"):
+            return [f"Its files stay here. Where a rule is to send it, mend that, then `jobs retry {state.job[:8]}`."]
         return ["Its files stay here until retention removes them."]
     match state.state:
         case "failed":

@@ -63,7 +63,9 @@ class Delivering:
         try:
             destination = settings.destination(name)
         except KeyError:
-            return Result("failed", "the configuration has no destination of that name any more")
+            why = "the configuration has no destination of that name any more"
+            self._audit.append("dead letter", job=folder.name, destination=name, why=why)
+            return Result("failed", why)
         files = wanted_files(folder, destination)
         ledger = read_ledger(path)
         while True:

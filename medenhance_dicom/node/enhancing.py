@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from medenhance_dicom.errors import ConfigurationError, ModelError, RecipeError
 from medenhance_dicom.jobs import ENHANCE, Result, Task
 from medenhance_dicom.node.delivery import pause_after
-from medenhance_dicom.node.jobfolder import read_lines, said, sync_folder, write_lines
+from medenhance_dicom.node.jobfolder import flush, read_lines, said, write_lines
 from medenhance_dicom.node.settings import NodeSettings
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ class Enhancing:
             if stopping.is_set():
                 raise _StoppedError
         report.close(finished=self._now())
-        sync_folder(report.path)
-        sync_folder(folder)
+        flush(report.path)
+        flush(folder)
         return dict(counts), derived
 
     def _enhancement_for(self, settings: NodeSettings, output: Path, *, made: float) -> Enhancement:

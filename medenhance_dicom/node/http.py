@@ -113,7 +113,7 @@ def make_app(
             return _refused(413, "the body is larger than http.maximum_body_bytes")
         try:
             with intake(study) as accept:
-                return await _store(request, current, accept, incoming)
+                return await _store(request, current, accept, incoming, busy)
         except OSError:
             return _refused(503, "the disk cannot be written", _RETRY)
 
@@ -132,11 +132,15 @@ def _allowed(http: HTTP, authorization: str) -> bool:
 
 
 async def _store(
-    request: Request, settings: NodeSettings, accept: Callable[[Path], Stored], incoming: Path
+    request: Request,
+    settings: NodeSettings,
+    accept: Callable[[Path], Stored],
+    incoming: Path,
+    busy: Callable[[], str | None],
 ) -> Response:
     """Take the body in block by block; disk work is done in threads."""
     try:
-        upload = Upload(request.headers.get("content-type", ""), incoming, accept)
+        upload = Upload(request.headers.get("content-type", ""), incoming, accept, has_room=lambda: busy() is None)
     except UnsupportedMediaTypeError:
         return _refused(415, 'send multipart/related; type="application/dicom"')
     except MultipartError as error:

@@ -105,18 +105,22 @@ def _read_meta(file: BinaryIO) -> tuple[str, int]:
     """Transfer Syntax UID, and where the data set starts (PS3.10 section 7.1: group 0002, explicit little endian)."""
     if file.read(_PREFIX)[128:] != b"DICM":
         raise UnreadableInstanceError("not a DICOM file")
-    syntax = ""
+    syntax, end = "", -1
     while True:
         here = file.tell()
         head = file.read(8)
         if len(head) < 8 or head[:2] != b"\x02\x00":
             break
+        if here == end:  # other readers would take it for meta information, and the data set for another one
+            raise UnreadableInstanceError("the data set begins with file meta information")
         element, vr, length = struct.unpack("<2xH2sH", head)
         if vr in _LONG_VRS:
             length = int.from_bytes(file.read(4), "little")
         if length > 65536:
             raise UnreadableInstanceError("the file meta information is broken")
         value = file.read(length)
+        if element == 0x0000 and length == 4:
+            end = file.tell() + int.from_bytes(value, "little")
         if element == 0x0010:
             syntax = _text(value)
     if not syntax:

@@ -22,6 +22,9 @@ NOT_AS_ANNOUNCED = 0xA900
 """The data set is of another SOP class or instance than the command says."""
 CANNOT_UNDERSTAND = 0xC000
 
+GUARD_BYTES = 16 << 20
+"""So often is the free space looked at while a data set comes in."""
+
 AuditLine = Callable[..., object]
 """Called as `audit(event, **facts)`; facts without patients and UIDs."""
 

@@ -40,7 +40,7 @@ def write_whole(path: Path, value: Any) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    flush(path.parent)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -83,12 +83,12 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
         os.close(handle)
     if new:
         for folder in (path.parent, path.parent.parent):
-            sync_folder(folder)
+            flush(folder)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -61,6 +61,9 @@ class Metrics:
         self._pending_instances = gauge("pending_instances", "Instances of series that still come in")
         self._unfinished = gauge("unfinished_jobs", "Jobs that are not done, dead letters included")
         self._oldest = gauge("oldest_unfinished_seconds", "Age of the oldest of them, from its completeness")
+        self._set_aside = Gauge(
+            "medenhance_set_aside_files", "Files in conflicts/ and quarantine/", ("folder",), registry=registry
+        )
         self._associations = gauge("open_associations", "Associations that are open now")
         self._free = gauge("free_bytes", "Free disk space of the store")
         Gauge("medenhance_build_info", "Version", ("version",), registry=registry).labels(__version__).set(1)
@@ -152,6 +155,8 @@ class Metrics:
         self._oldest.set(max(ages, default=0.0))
         self._dead_letters.set(len(self._dead))
         self._associations.set(sum(1 for _ in self._spool.associations()))
+        for name, count in self._spool.set_aside().items():
+            self._set_aside.labels(name).set(count)
         self._free.set(self._spool.free_bytes())
 
 

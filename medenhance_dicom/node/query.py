@@ -25,8 +25,9 @@ from medenhance_dicom.node.wire import (
     STORAGE_CLASSES,
     TRANSFER_SYNTAXES,
     accepted_context,
+    association_tls,
     bound_queue,
-    client_tls,
+    keep_answers,
     on_open,
 )
 
@@ -38,8 +39,9 @@ _UIDS = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "S
 _PENDING = (0xFF00, 0xFF01)
 _CANCELLED = 0xFE00
 _NO_MATCH = 0xA900
+_NOT_AUTHORIZED = 0x0124
 _UNKNOWN_DESTINATION = 0xA801
-_PERMANENT = {_UNKNOWN_DESTINATION, _NO_MATCH, 0x0122, 0x0124}
+_PERMANENT = {_UNKNOWN_DESTINATION, _NO_MATCH, 0x0122, _NOT_AUTHORIZED}
 _SELDOM = tuple(f"1.2.840.10008.5.1.4.1.1.{branch}." for branch in ("9", "66", "68", "78", "104", "481"))
 """Branches of waveforms, registrations, surfaces, refraction, encapsulated documents and radiotherapy."""
 RETRIEVED_CLASSES = tuple(sorted(STORAGE_CLASSES, key=lambda uid: uid.startswith(_SELDOM)))
@@ -117,9 +119,12 @@ def count_instances(destination: Destination, study_uid: str, series_uid: str, *
     query.StudyInstanceUID, query.SeriesInstanceUID = study_uid, series_uid
     query.NumberOfSeriesRelatedInstances = None
     for found in find(destination, query, calling_ae=calling_ae):
-        number = found.get("NumberOfSeriesRelatedInstances")
-        if found.get("SeriesInstanceUID") == series_uid and number is not None:
-            return int(number)
+        try:
+            number = found.get("NumberOfSeriesRelatedInstances")
+            if found.get("SeriesInstanceUID") == series_uid and number is not None:
+                return int(number)
+        except Exception:  # pydicom raises anything for a value that does not decode
+            return None
     return None
 
 
@@ -218,7 +223,7 @@ def query_handlers(
     return contexts, [
         (evt.EVT_C_FIND, on_find, [index, settings]),
         (evt.EVT_C_MOVE, on_move, [index, settings]),
-        (evt.EVT_C_GET, on_get, [index]),
+        (evt.EVT_C_GET, on_get, [index, settings]),
     ]
 
 
@@ -226,6 +231,9 @@ def on_find(
     event: evt.Event, index: Index, settings: Callable[[], NodeSettings]
 ) -> Iterator[tuple[int, Dataset | None]]:
     """Handler of `EVT_C_FIND`: study, series and image level; keys that we do not keep are ignored."""
+    if not _may_query(event, settings()):
+        yield _NOT_AUTHORIZED, None
+        return
     identifier = _identifier(event)
     level = str(identifier.get("QueryRetrieveLevel", "")).strip() if identifier is not None else ""
     if identifier is None or level not in LEVELS:
@@ -256,8 +264,12 @@ def _response(level: str, values: dict[str, str], title: str) -> Dataset:
     return response
 
 
-def on_get(event: evt.Event, index: Index) -> Iterator[Any]:
+def on_get(event: evt.Event, index: Index, settings: Callable[[], NodeSettings]) -> Iterator[Any]:
     """Handler of `EVT_C_GET`: streams the files over the same association."""
+    if not _may_query(event, settings()):
+        yield 1
+        yield _NOT_AUTHORIZED, None
+        return
     found = _wanted(event, index)
     if found is None:
         yield 1
@@ -271,7 +283,7 @@ def on_get(event: evt.Event, index: Index) -> Iterator[Any]:
 def on_move(event: evt.Event, index: Index, settings: Callable[[], NodeSettings]) -> Iterator[Any]:
     """Handler of `EVT_C_MOVE`: only to peers and destinations whose address is configured."""
     there = address_of(settings(), str(event.move_destination or ""))
-    if there is None or there.host is None:
+    if there is None or there.host is None or not _may_query(event, settings()):
         yield None, None
         return
     found = _wanted(event, index)
@@ -284,6 +296,7 @@ def on_move(event: evt.Event, index: Index, settings: Callable[[], NodeSettings]
 
     def opened(opening: evt.Event) -> None:
         on_open(opening, there.response_timeout)
+        keep_answers(opening.assoc)
         _send_files_of(opening.assoc, found or [])
 
     contexts = contexts_for(files)[:MAXIMUM_CONTEXTS] or [build_context(VERIFICATION)]
@@ -294,7 +307,7 @@ def on_move(event: evt.Event, index: Index, settings: Callable[[], NodeSettings]
             "contexts": contexts,
             "ae_title": there.ae_title,
             "evt_handlers": [(evt.EVT_CONN_OPEN, opened)],
-            "tls_args": (client_tls(there.tls), there.host) if there.tls else None,
+            "tls_args": association_tls(there),
         },
     )
     if found is None:
@@ -303,6 +316,11 @@ def on_move(event: evt.Event, index: Index, settings: Callable[[], NodeSettings]
         return
     yield len(found)
     yield from _suboperations(event, found)
+
+
+def _may_query(event: evt.Event, settings: NodeSettings) -> bool:
+    peer = settings.peer(str(event.assoc.requestor.ae_title))
+    return peer is not None and peer.query
 
 
 def _suboperations(event: evt.Event, found: list[Held]) -> Iterator[tuple[int, Dataset | None]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import threading
 import time
@@ -15,10 +14,12 @@ from pynetdicom import build_context, evt
 from pynetdicom.presentation import PresentationContext
 
 from medenhance_dicom.errors import ConfigurationError, MedenhanceError
-from medenhance_dicom.node.acceptor import AcceptedAssociation, Part, Request, Server
+from medenhance_dicom.node.acceptor import AcceptedAssociation, Server
 from medenhance_dicom.node.intake import OUT_OF_RESOURCES, AuditLine, take_in
-from medenhance_dicom.node.settings import Listener, NodeSettings, Peer
-from medenhance_dicom.node.spool import Fate, Marker, Spool
+from medenhance_dicom.node.markers import Marker
+from medenhance_dicom.node.messages import Part, Request
+from medenhance_dicom.node.settings import Listener, NodeSettings
+from medenhance_dicom.node.spool import Fate, Spool
 from medenhance_dicom.node.wire import TRANSFER_SYNTAXES, application_entity, server_tls, storage_contexts
 
 _log = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ class Receiver:
     def _refusal(self, assoc: Any) -> tuple[int, int, int] | None:
         listener = self.settings.listener
         peer = self.settings.peer(assoc.calling_ae)
-        if peer is None or not may_call_from(peer, assoc.requestor.address):
+        if peer is None or not peer.may_call_from(assoc.requestor.address):
             return _UNKNOWN_CALLER
         if assoc.called_ae != listener.ae_title:
             return _WRONG_CALLED
@@ -210,26 +211,6 @@ class Receiver:
         return taken.status
 
 
-def may_call_from(peer: Peer, address: str | None) -> bool:
-    """Whether a peer may call from an address.
-
-    Raises:
-        ConfigurationError: `hosts` has what is neither an address nor a network.
-    """
-    if not peer.hosts:
-        return True
-    try:
-        networks = [ipaddress.ip_network(host, strict=False) for host in peer.hosts]
-    except ValueError:
-        raise ConfigurationError(f"peers: {peer.ae_title}: hosts takes addresses and networks") from None
-    try:
-        caller = ipaddress.ip_address(address or "")
-    except ValueError:
-        return False
-    mapped = getattr(caller, "ipv4_mapped", None)
-    return any((mapped or caller) in network for network in networks)
-
-
 def listening_ports(listener: Listener) -> list[tuple[int, Any]]:
     """Each port to listen on, with its TLS context or None.
 
@@ -242,17 +223,3 @@ def listening_ports(listener: Listener) -> list[tuple[int, Any]]:
     if not ports:
         raise ConfigurationError("listener: neither port nor tls")
     return ports
-
-
-def run_receiver(
-    settings: NodeSettings, spool: Spool, *, stop: threading.Event, mounted: Mounted | None = None
-) -> None:
-    """Receive in this process until `stop` is set; then finish what is coming in.
-
-    Raises:
-        ConfigurationError: An address or port cannot be had, or the TLS files do not load.
-    """
-    receiver = Receiver(settings, spool, mounted or Mounted())
-    receiver.start()
-    stop.wait()
-    receiver.stop()

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -25,11 +26,11 @@ _START_SECONDS = 60.0
 _MOST_DEATHS = 10
 """Within a minute, before something is wrong that starting again does not help."""
 
-Mount = Callable[[NodeSettings, Spool], Mounted]
-"""A function of a module, so that another process can call it."""
+Mount = Callable[[Callable[[], NodeSettings], Spool], Mounted]
+"""A function of a module, so that another process can call it; of the settings as they are at each moment."""
 
 
-def mount_nothing(settings: NodeSettings, spool: Spool) -> Mounted:
+def mount_nothing(settings: Callable[[], NodeSettings], spool: Spool) -> Mounted:
     """Verification and Storage alone, without an audit trail."""
     return Mounted()
 
@@ -43,19 +44,23 @@ def _receive(settings: NodeSettings, mount: Mount, pipe: Connection) -> None:
     threading.excepthook = lambda args: _log.error("a thread died of %s", args.exc_type.__name__)
     try:
         spool = Spool(settings.store)
-        receiver = Receiver(settings, spool, mount(settings, spool))
+        spool.enter()
+        tempfile.tempdir = str(spool.incoming)  # what a C-GET rewrites is a patient's too
+        receiver = Receiver(settings, spool)
+        receiver.mounted = mount(lambda: receiver.settings, spool)
         receiver.start()
     except MedenhanceError as error:
         pipe.send(str(error))
         return
-    pipe.send("")
-    while not stop.is_set():
-        try:
+    grace = _GRACE_SECONDS
+    try:
+        pipe.send("")
+        while not stop.is_set():
             if pipe.poll(0.2):
                 receiver.settings = pipe.recv()
-        except (EOFError, OSError):
-            break
-    receiver.stop()
+    except (EOFError, OSError):
+        grace = 0.0  # killed: a next node waits for us
+    receiver.stop(grace)
 
 
 class Receivers:
@@ -120,16 +125,16 @@ class Receivers:
 
     def stop(self, grace: float = _GRACE_SECONDS) -> None:
         """Let them finish what is coming in, up to `grace` seconds, and end them."""
-        for child, pipe in self._children:
-            pipe.close()
+        for child, _ in self._children:
             if child.is_alive():
                 child.terminate()
         until = time.monotonic() + grace
-        for child, _ in self._children:
+        for child, pipe in self._children:
             child.join(max(until - time.monotonic(), 1))
             if child.is_alive():
                 child.kill()
                 child.join()
+            pipe.close()
         self._children.clear()
         for reserved in self._reserved:
             reserved.close()

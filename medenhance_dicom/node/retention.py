@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import NamedTuple
 
 from medenhance_dicom.audit import Audit
 from medenhance_dicom.jobs import Jobs
-from medenhance_dicom.node.jobfolder import read_lines, read_whole, sync_folder
+from medenhance_dicom.node.jobfolder import flush, read_lines, read_whole
 from medenhance_dicom.node.settings import Retention
 from medenhance_dicom.node.spool import SealedSeries, Spool
 
 _DAY = 86400.0
+_OLD_PART = 3600.0
 
 
 class Kept(NamedTuple):
@@ -21,7 +23,7 @@ class Kept(NamedTuple):
 
     job: str
     finished: float | None
-    """When everything was delivered and committed, seconds since the epoch; None: not yet."""
+    """When everything was delivered and committed, seconds since the epoch; None: not yet, or to nobody."""
     size: int
     """Bytes on the disk."""
 
@@ -54,17 +56,28 @@ def sweep(spool: Spool, jobs: Jobs, audit: Audit, retention: Retention, *, now: 
     Raises:
         OSError: The disk does not take it.
     """
+    _drop_parts(spool.store, now)
     folders = {path.name: path for path in (spool.store / "jobs").iterdir() if path.is_dir()}
     kept = []
     for name, folder in folders.items():
         done = read_whole(folder / "done.json")
-        kept.append(Kept(name, done["finished"] if done else None, _size(folder)))
+        finished = done["finished"] if done and not done.get("only_copy") else None
+        kept.append(Kept(name, finished, _size(folder)))
     going = removable(kept, retention, now=now)
     for name in going:
         jobs.forget([name])
         audit.append("removed", job=name)
         _remove(folders[name], spool)
     return going
+
+
+def _drop_parts(store: Path, now: float) -> None:
+    """What a killed `write_whole` left; one that is being written is young."""
+    for pattern in ("jobs/*/.*.part", "commitments/.*.part", "commitments/asked/.*.part"):
+        for part in store.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                if abs(now - part.stat().st_mtime) > _OLD_PART:
+                    part.unlink()
 
 
 def _size(folder: Path) -> int:
@@ -91,7 +104,7 @@ def _remove(folder: Path, spool: Spool) -> None:
             shutil.rmtree(path)
         elif path.name != "done.json":
             path.unlink()
-    sync_folder(folder)
+    flush(folder)
     (folder / "done.json").unlink()
     folder.rmdir()
-    sync_folder(folder.parent)
+    flush(folder.parent)

@@ -21,7 +21,7 @@ import uvicorn
 
 from medenhance_dicom import __version__
 from medenhance_dicom.audit import Audit
-from medenhance_dicom.errors import ConfigurationError, InputError, MedenhanceError, OutputError
+from medenhance_dicom.errors import ConfigurationError, InputError, OutputError
 from medenhance_dicom.jobs import Jobs
 from medenhance_dicom.node.check import database_problem, model_problems
 from medenhance_dicom.node.children import Children
@@ -30,6 +30,7 @@ from medenhance_dicom.node.complete import Completeness
 from medenhance_dicom.node.control import database_of
 from medenhance_dicom.node.http import make_app
 from medenhance_dicom.node.identity import read_identity
+from medenhance_dicom.node.jobfolder import said
 from medenhance_dicom.node.logs import LogFormat, place
 from medenhance_dicom.node.metrics import Metrics, unfinished
 from medenhance_dicom.node.mount import mount, on_report
@@ -38,7 +39,7 @@ from medenhance_dicom.node.receivers import Receivers
 from medenhance_dicom.node.retention import sweep
 from medenhance_dicom.node.settings import NodeSettings, load_settings
 from medenhance_dicom.node.spool import PendingSeries, SealedSeries, Spool
-from medenhance_dicom.node.state import NodeState
+from medenhance_dicom.node.state import NodeState, put_in_force
 from medenhance_dicom.node.upload import open_intake
 from medenhance_dicom.node.worker import STEP_SECONDS, worker_main
 
@@ -48,7 +49,7 @@ TICK_SECONDS = 0.5
 WORKER_SECONDS = STEP_SECONDS + 15.0
 """Until a worker that is to stop is killed."""
 _COUNT_SECONDS = 10.0
-_ERRAND_SECONDS, _SWEEP_SECONDS = 5.0, 600.0
+_ERRAND_SECONDS, _SWEEP_SECONDS, _REQUEUE_SECONDS = 5.0, 600.0, 600.0
 _DATABASE_SECONDS, _MODELS_SECONDS = 5.0, 600.0
 _STANDSTILL = 60.0
 _FIXED = ("store", "listener.bind", "listener.port", "listener.tls", "listener.receivers", "http.bind", "http.port",
@@ -74,7 +75,7 @@ class NodeProcess:
         self.spool = Spool(self.settings.store)
         self.audit = Audit(self.settings.store / "audit" / "audit.jsonl")
         self._completeness = Completeness(self.settings, self.spool, count=self._count_elsewhere)
-        self._receivers = Receivers(self.settings, partial(mount, config=config, log_format=log_format))
+        self._receivers = Receivers(self.settings, partial(mount, log_format=log_format))
         self._workers = Children(log_format)
         self._jobs: Jobs | None = None
         self._unqueued: list[str] = []
@@ -82,7 +83,7 @@ class NodeProcess:
         self._since = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
         self._stop, self._reload = threading.Event(), threading.Event()
         self._draining = self.settings.store / "draining"
-        self._ticked = self._watched = time.monotonic()
+        self._ticked = self._watched = self._queued_all = time.monotonic()
         self._database = _Remembered(lambda: database_problem(database_of(self.settings)), _DATABASE_SECONDS)
         self._models = _Remembered(model_problems, _MODELS_SECONDS)
 
@@ -100,12 +101,13 @@ class NodeProcess:
             signal.signal(ending, lambda *_: self._stop.set())
         signal.signal(signal.SIGHUP, lambda *_: self._reload.set())
         self._say("starting")
+        put_in_force(self.settings)
         self._reconcile()
         server, thread = self._start_http()
         try:
             self._receivers.start()
             for number in range(self.settings.work.workers):
-                self._workers.add(f"worker {number + 1}", worker_main, self.config, self.settings.work.workers)
+                self._workers.add(f"worker {number + 1}", worker_main, self.settings.store, self.settings.work.workers)
             threading.Thread(target=self._run_errands, name="errands", daemon=True).start()
             self._say("running")
             self.audit.append("node started", version=__version__)
@@ -126,8 +128,7 @@ class NodeProcess:
         for job in self.spool.jobs():
             if job.job_id not in known:
                 self._write_sealed(job, 0.0)
-        waiting = unfinished(self.settings.store)
-        self._unqueued = sorted(waiting, key=waiting.__getitem__)
+        self._unqueued = _oldest_first(unfinished(self.settings.store))
 
     def _tick(self) -> None:
         """Everything that is looked at about twice a second. A disk that is full stops none of it.
@@ -143,8 +144,8 @@ class NodeProcess:
         for errand in (self._heed_reload, self._tend_workers, self._seal, self._enqueue):
             try:
                 errand()
-            except (OSError, MedenhanceError) as error:
-                log.error("%s", error.strerror if isinstance(error, OSError) else error)
+            except Exception as error:  # one series, peer or file that nobody thought of stops no other
+                log.error("%s", said(error))
 
     def _heed_reload(self) -> None:
         if self._reload.is_set():
@@ -189,7 +190,14 @@ class NodeProcess:
         self.audit.append("sealed", job=job.job_id, waited=round(waited, 3), **facts)
 
     def _enqueue(self) -> None:
-        """Give jobs to the workers; while the database is away they wait here, and in the store."""
+        """Give jobs to the workers; while the database is away they wait here, and in the store.
+
+        Now and then all that are not done are given again, which changes nothing for those that it knows: sealing may
+        have failed after its rename, and a database may have been replaced.
+        """
+        if time.monotonic() - self._queued_all > _REQUEUE_SECONDS:
+            self._queued_all = time.monotonic()
+            self._unqueued = _oldest_first(unfinished(self.settings.store))
         while self._unqueued:
             try:
                 if self._jobs is None:
@@ -274,7 +282,9 @@ class NodeProcess:
         fixed = [name for name in _FIXED if _at(new, name) != _at(self.settings, name)]
         if fixed:
             log.warning("takes effect at the next start: %s", ", ".join(fixed))
-        self.settings = _kept(new, self.settings)
+        new = _kept(new, self.settings)
+        put_in_force(new)
+        self.settings = new
         self._completeness.settings = self.settings
         self._receivers.reload(self.settings)
         self.audit.append("reloaded", at_the_next_start=fixed)
@@ -328,6 +338,10 @@ class _Remembered(Generic[T]):
                 self._answer = self._ask()
                 self._asked = time.monotonic()
             return self._answer
+
+
+def _oldest_first(jobs: dict[str, float]) -> list[str]:
+    return sorted(jobs, key=jobs.__getitem__)
 
 
 def _at(settings: NodeSettings, name: str) -> Any:

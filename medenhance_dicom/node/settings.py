@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tomllib
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from medenhance_dicom.errors import ConfigurationError
 
@@ -30,6 +31,9 @@ class TLSFiles(_Table):
     authority: Path
     port: Port = 2762
     """Of the listener (PS3.15 B.12); destinations have their own."""
+    server_name: str | None = None
+    """Of a DICOM destination: the DNS name or address that its certificate has to bear; none: any certificate of
+    `authority` will do. With STOW-RS the host of the URL always has to be in it."""
 
 
 class Listener(_Table):
@@ -68,6 +72,26 @@ class Peer(_Table):
     host: str | None = None
     """Where it listens: for Storage Commitment reports and C-MOVE."""
     port: Port | None = None
+    query: bool = False
+    """May ask what is held and retrieve it: C-FIND, C-GET, C-MOVE."""
+
+    @field_validator("hosts")
+    @classmethod
+    def _networks(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            ip_network(host, strict=False)  # a ValueError that names it
+        return hosts
+
+    def may_call_from(self, address: str | None) -> bool:
+        """Whether it is one of `hosts`."""
+        if not self.hosts:
+            return True
+        try:
+            caller = ip_address(address or "")
+        except ValueError:
+            return False
+        caller = getattr(caller, "ipv4_mapped", None) or caller
+        return any(caller in ip_network(host, strict=False) for host in self.hosts)
 
 
 class Completeness(_Table):

@@ -32,12 +32,16 @@ from typing import Any
 
 from medenhance_dicom.errors import InputError, OutputError
 from medenhance_dicom.node.identity import Identity, data_set_digest, read_identity
+from medenhance_dicom.node.jobfolder import flush, write_whole
+from medenhance_dicom.node.markers import Marker, OpenAssociation, is_at, open_associations
 
 _ORIGIN = "origin.json"
 _JOB = "job.json"
 _DIGEST = 32
 """Hex digits of the data set's SHA-256 in a file name."""
 _SEAL_SECONDS = 2.0
+_LEAVE_SECONDS = 10.0
+"""That receivers of a node that was killed have to end."""
 _FLUSHERS = 32
 
 
@@ -94,51 +98,6 @@ class SealedSeries:
         return self.folder / "source"
 
 
-@dataclass(frozen=True)
-class OpenAssociation:
-    """What the marker of an open association says."""
-
-    calling_ae: str
-    series_keys: frozenset[str]
-    receiving: bool
-    """In the middle of an instance whose series is not known yet."""
-
-
-class Marker:
-    """The file that tells other processes what an open association has carried; gone when its process is."""
-
-    def __init__(self, path: Path, calling_ae: str) -> None:
-        self._path = path
-        self._keys: set[str] = set()
-        self._receiving = False
-        while True:
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(self._handle, fcntl.LOCK_EX)
-            if _is_at(self._handle, path):
-                break
-            os.close(self._handle)  # somebody took it for a dead one's
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"- {calling_ae}\n".encode(), 0)
-
-    def carried(self, series_key: str) -> None:
-        """Say that an instance of the series is about to be accepted."""
-        if series_key not in self._keys:
-            self._keys.add(series_key)
-            os.lseek(self._handle, 0, os.SEEK_END)
-            os.write(self._handle, f"{series_key}\n".encode())
-
-    def receiving(self, now: bool) -> None:
-        """Say that an instance is coming in."""
-        if now is not self._receiving:
-            self._receiving = now
-            os.pwrite(self._handle, b"+" if now else b"-", 0)
-
-    def close(self) -> None:
-        """The association is over."""
-        self._path.unlink(missing_ok=True)
-        os.close(self._handle)
-
-
 class Spool:
     """The store of one node. Threads and processes may use it at the same time.
 
@@ -180,8 +139,8 @@ class Spool:
             if folder.stat().st_dev != device:
                 raise OSError(0, f"{folder.name}/ is on another file system")
         if made:
-            _flush(self._held)
-            _flush(self.store)
+            flush(self._held)
+            flush(self.store)
 
     # ------------------------------------------------------------ keys
 
@@ -207,6 +166,10 @@ class Spool:
     def draining(self) -> bool:
         """Whether the node was asked to take nothing more in: STORE/draining exists."""
         return (self.store / "draining").exists()
+
+    def enter(self) -> None:
+        """Say that this process receives, until it ends: `reconcile` of a next node waits for that."""
+        fcntl.flock(os.open(self.incoming, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_SH)
 
     def new_part(self) -> Path:
         """A name in `incoming/` that nobody else has."""
@@ -253,6 +216,8 @@ class Spool:
                     self._make_durable(file, folder)
                     self._hold(name, folder, held)
                 except FileExistsError:
+                    if os.path.samestat(os.fstat(file), held.stat()):  # `reconcile` of the next node was faster
+                        return True
                     os.rename(name, part, src_dir_fd=folder)
                     return False
                 except BaseException:
@@ -274,7 +239,7 @@ class Spool:
         root = (origin.st_ino, origin.st_mtime_ns)
         flushing = [self._flushers.submit(os.fsync, folder)]
         if root not in self._rooted:
-            flushing.append(self._flushers.submit(_flush, self._pending))
+            flushing.append(self._flushers.submit(flush, self._pending))
         try:
             os.fsync(file)
         finally:
@@ -299,7 +264,7 @@ class Spool:
                 self._new_series(path, origin)
                 continue
             fcntl.flock(handle, fcntl.LOCK_SH)
-            if _is_at(handle, path):
+            if is_at(handle, path):
                 return handle
             os.close(handle)
 
@@ -307,7 +272,7 @@ class Spool:
         young = self._pending / f".{secrets.token_hex(12)}"
         young.mkdir(mode=0o700)
         try:
-            _write(young / _ORIGIN, origin)
+            write_whole(young / _ORIGIN, origin)
             young.rename(path)
         except OSError as error:
             shutil.rmtree(young, ignore_errors=True)
@@ -316,6 +281,10 @@ class Spool:
 
     def _set_aside(self, part: Path, key: str, digest: str) -> None:
         self._move(part, self._conflicts / f"{key}.{digest[:16]}.dcm")
+
+    def set_aside(self) -> dict[str, int]:
+        """How many files a person may want to look at: other bytes under a UID that is held, and what is unreadable."""
+        return {folder.name: sum(1 for _ in folder.iterdir()) for folder in (self._conflicts, self._quarantine)}
 
     def quarantine(self, part: Path) -> Path:
         """Keep a file that cannot be read as an instance; durable on return.
@@ -329,8 +298,8 @@ class Spool:
 
     def _move(self, part: Path, target: Path) -> None:
         part.rename(target)
-        _flush(target)
-        _flush(target.parent)
+        flush(target)
+        flush(target.parent)
 
     def held(self, sop_instance_uid: str) -> Path | None:
         """The file of an instance that is held, None where there is none."""
@@ -352,19 +321,7 @@ class Spool:
 
     def associations(self) -> Iterator[OpenAssociation]:
         """The open associations of all processes; markers of dead processes are removed."""
-        for path in list(self._associations.iterdir()):
-            try:
-                handle = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                continue
-            try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)  # its process did not hold it
-            except BlockingIOError:
-                head, *keys = os.pread(handle, 1 << 24, 0).decode().split("\n")
-                yield OpenAssociation(head[2:], frozenset(keys) - {""}, head[:1] == "+")
-            finally:
-                os.close(handle)
+        return open_associations(self._associations)
 
     # ------------------------------------------------------------ seal
 
@@ -399,7 +356,7 @@ class Spool:
         except FileNotFoundError:
             return None
         try:
-            if not _lock_within(handle, _SEAL_SECONDS) or not _is_at(handle, folder):
+            if not _lock_within(handle, _SEAL_SECONDS) or not is_at(handle, folder):
                 return None
             return self._seal(folder, handle, partial)
         finally:
@@ -420,12 +377,11 @@ class Spool:
             facts["Modality"] = read_identity(folder / names[0], digest="").modality
         job = SealedSeries(job_id, self._jobs / job_id, facts)
         job.folder.mkdir(mode=0o700, exist_ok=True)
-        _write(job.folder / _JOB, facts)
-        _flush(job.folder)
-        _flush(self._jobs)
+        write_whole(job.folder / _JOB, facts)
+        flush(self._jobs)
         self._rename_sealed(folder, job.source)
-        _flush(job.folder)
-        _flush(self._pending)
+        flush(job.folder)
+        flush(self._pending)
         os.unlink(_ORIGIN, dir_fd=handle)
         return job
 
@@ -459,14 +415,25 @@ class Spool:
     def reconcile(self) -> None:
         """Put in order what a crash left. Call it before anything is received.
 
-        Empties `incoming/`, drops markers of dead processes and what is left of removed jobs, puts half files, which
-        were never acknowledged, into `quarantine/`, and makes the links of `held/` that were not on the disk.
+        Waits for receivers of a node that was killed, which end by themselves. Empties `incoming/`, drops markers of
+        dead processes and what is left of removed jobs, puts half files, which were never acknowledged, into
+        `quarantine/`, and makes the links of `held/` that were not on the disk.
 
         Raises:
             OSError: The disk does not take it.
+            OutputError: Receivers of another node are still there.
         """
+        entrance = os.open(self.incoming, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if not _lock_within(entrance, _LEAVE_SECONDS):
+                raise OutputError(f"{self.store}: receivers of a node that was killed are still there")
+            self._reconcile()
+        finally:
+            os.close(entrance)
+
+    def _reconcile(self) -> None:
         for path in self.incoming.iterdir():
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         for _ in self.associations():
             pass
         for link in self._held.glob("*/*.dcm"):
@@ -481,8 +448,8 @@ class Spool:
             if (folder / "source").is_dir():
                 (folder / "source" / _ORIGIN).unlink(missing_ok=True)
                 self._finish(folder / "source")
-            elif {path.name for path in folder.iterdir()} <= {_JOB}:  # the crash came before its rename
-                shutil.rmtree(folder)
+            elif all(path.name == _JOB or path.name.startswith(".") for path in folder.iterdir()):
+                shutil.rmtree(folder)  # the crash came before its rename
 
     def _finish(self, folder: Path) -> None:
         """Link what is not in `held/`: after a crash an instance may be whole, half, or there under other bytes."""
@@ -497,12 +464,12 @@ class Spool:
             elif held.exists():
                 self._resolve(path, held, key, digest)
             else:
-                _flush(path)
+                flush(path)
                 whole.append((path, held, key, digest))
         if not whole:
             return
-        _flush(folder)
-        _flush(folder.parent)
+        flush(folder)
+        flush(folder.parent)
         for path, held, key, digest in whole:
             try:
                 held.hardlink_to(path)
@@ -532,14 +499,6 @@ def _same(path: Path, digest: str) -> bool:
         return False
 
 
-def _is_at(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one at that path."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -563,30 +522,6 @@ def _lock_within(handle: int, seconds: float) -> bool:
             return True
 
 
-def _flush(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """A small file, all or nothing, with its bytes on the disk; its name is the caller's to flush."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(handle, "w") as file:
-            json.dump(content, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(handle)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def _secret(path: Path) -> bytes:
     """32 random bytes, made once; two processes that start together agree on them."""
     if not path.exists():
@@ -600,7 +535,7 @@ def _secret(path: Path) -> bytes:
         with contextlib.suppress(FileExistsError):
             path.hardlink_to(young)
         young.unlink()
-        _flush(path.parent)
+        flush(path.parent)
     found = path.read_bytes()
     if len(found) != 32:
         raise OSError(0, "the secret is damaged")

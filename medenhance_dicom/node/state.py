@@ -1,4 +1,4 @@
-"""That a node runs on a store, and what it says of itself: STORE/node.lock and STORE/node.json.
+"""That a node runs on a store, and what it says of itself: STORE/node.lock, STORE/node.json and STORE/settings.json.
 
 The lock is the truth about "running": the kernel lets go of it when the process dies, whatever it wrote before.
 """
@@ -13,9 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from medenhance_dicom.errors import OutputError
+from pydantic import ValidationError
 
-_LOCK, _STATE = "node.lock", "node.json"
+from medenhance_dicom.errors import ConfigurationError, OutputError
+from medenhance_dicom.node.jobfolder import write_whole
+from medenhance_dicom.node.settings import NodeSettings
+
+_LOCK, _STATE, _SETTINGS = "node.lock", "node.json", "settings.json"
 
 
 class NodeState:
@@ -102,3 +106,24 @@ def read_state(store: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found
+
+
+def put_in_force(settings: NodeSettings) -> None:
+    """Write down what the node goes by, for its workers: a file that is being edited is not yet meant.
+
+    Raises:
+        OSError: It was not written; what was in force stays so.
+    """
+    write_whole(settings.store / _SETTINGS, settings.model_dump(mode="json"))
+
+
+def settings_in_force(store: Path) -> NodeSettings:
+    """What the node on the store goes by.
+
+    Raises:
+        ConfigurationError: No node ever ran on it, or one of another release did.
+    """
+    try:
+        return NodeSettings.model_validate_json((store / _SETTINGS).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigurationError(f"{store / _SETTINGS}: {type(error).__name__}") from error

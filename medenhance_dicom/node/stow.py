@@ -59,7 +59,7 @@ def _client(destination: Destination) -> httpx.Client:
             headers["Authorization"] = destination.authorization_file.read_text().strip()
         except (OSError, UnicodeDecodeError):
             raise ConfigurationError(f"{destination.authorization_file} cannot be read") from None
-    verify: ssl.SSLContext | bool = client_tls(destination.tls) if destination.tls is not None else True
+    verify: ssl.SSLContext | bool = client_tls(destination.tls, named=True) if destination.tls is not None else True
     timeout = httpx.Timeout(destination.response_timeout, connect=destination.connect_timeout)
     return httpx.Client(verify=verify, headers=headers, timeout=timeout, trust_env=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +13,7 @@ from medenhance_dicom.audit import Audit
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.node.forward import read_instance_meta
 from medenhance_dicom.node.identity import read_identity
-from medenhance_dicom.node.intake import NOT_AS_ANNOUNCED, OUT_OF_RESOURCES, SUCCESS, take_in
+from medenhance_dicom.node.intake import GUARD_BYTES, NOT_AS_ANNOUNCED, OUT_OF_RESOURCES, SUCCESS, take_in
 from medenhance_dicom.node.multipart import Event, MultipartError, MultipartReader, PartBegins, PartData, media_type
 from medenhance_dicom.node.settings import NodeSettings
 from medenhance_dicom.node.spool import Spool
@@ -45,7 +45,9 @@ class Stored:
 class Upload:
     """Takes one body in; after `close` every part has its result."""
 
-    def __init__(self, content_type: str, folder: Path, accept: Callable[[Path], Stored]) -> None:
+    def __init__(
+        self, content_type: str, folder: Path, accept: Callable[[Path], Stored], *, has_room: Callable[[], bool]
+    ) -> None:
         """Read the Content-Type of the request.
 
         Args:
@@ -53,6 +55,7 @@ class Upload:
                 instance.
             folder: Where parts are written, on the spool's file system.
             accept: Makes a whole part durable and takes it away, or removes it.
+            has_room: Whether the disk has more than what is kept back; asked every `GUARD_BYTES`.
 
         Raises:
             UnsupportedMediaTypeError: Anything else.
@@ -65,7 +68,8 @@ class Upload:
             self._reader = None
         else:
             raise UnsupportedMediaTypeError
-        self._folder, self._accept = folder, accept
+        self._folder, self._accept, self._has_room = folder, accept, has_room
+        self._unguarded = 0
         self._file: IO[bytes] | None = None
         self._full = False
         self.results: list[Stored] = []
@@ -124,11 +128,19 @@ class Upload:
 
     def _write(self, data: bytes) -> None:
         assert self._file is not None
+        if self._full:
+            return
+        self._unguarded += len(data)
         try:
-            if not self._full:
-                self._file.write(data)
+            if self._unguarded >= GUARD_BYTES:
+                self._unguarded = 0
+                if not self._has_room():
+                    raise OSError
+            self._file.write(data)
         except OSError:
             self._full = True
+            with suppress(OSError):
+                self._file.truncate(0)
 
     def _end(self) -> None:
         assert self._file is not None

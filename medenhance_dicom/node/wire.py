@@ -26,7 +26,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket
 
 from medenhance_dicom.errors import ConfigurationError
-from medenhance_dicom.node.settings import TLSFiles
+from medenhance_dicom.node.settings import Destination, TLSFiles
 from medenhance_dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 MAXIMUM_PDU = 131072
@@ -194,6 +194,27 @@ def bound_queue(assoc: Any) -> None:
         waiting._dul = assoc.dul
 
 
+def keep_answers(assoc: Any) -> None:
+    """Leave responses to whoever waits for them.
+
+    pynetdicom pauses an association's own thread while a request waits for its answer, but may catch it between
+    waking and looking into the queue: on a busy machine that thread then takes the answer and drops it.
+    """
+    messages = assoc.dimse.msg_queue
+    take = assoc.dimse.get_msg
+
+    def get_msg(block: bool = False) -> Any:
+        found = take(block)
+        if block or getattr(found[1], "MessageIDBeingRespondedTo", None) is None:
+            return found
+        with messages.not_empty:
+            messages.queue.appendleft(found)
+            messages.not_empty.notify()
+        return None, None
+
+    assoc.dimse.get_msg = get_msg
+
+
 def application_entity(ae_title: str, *, maximum_pdu: int = MAXIMUM_PDU) -> AE:
     """An AE under our implementation's identity; timeouts are the caller's."""
     entity = AE(ae_title=ae_title)
@@ -250,17 +271,32 @@ def server_tls(files: TLSFiles) -> ssl.SSLContext:
     return _loaded(_LateHandshake(ssl.PROTOCOL_TLS_SERVER), files)
 
 
-def client_tls(files: TLSFiles) -> ssl.SSLContext:
-    """TLS 1.2 or newer towards a peer whose certificate has to come from `files.authority`, whatever name it bears.
+def client_tls(files: TLSFiles, *, named: bool) -> ssl.SSLContext:
+    """TLS 1.2 or newer towards a peer whose certificate has to come from `files.authority`.
 
-    Certificates of devices seldom bear host names (PS3.15 B.12 does not ask for them).
+    Args:
+        files: Ours, and the authority.
+        named: The certificate has to bear the name that is asked for. Those of devices seldom bear host names
+            (PS3.15 B.12 does not ask for them); those of web servers do.
 
     Raises:
         ConfigurationError: As `server_tls`.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
+    context.check_hostname = named
     return _loaded(context, files)
+
+
+def association_tls(destination: Destination) -> tuple[ssl.SSLContext, str] | None:
+    """What pynetdicom takes as `tls_args`: a context, and the name that the peer's certificate has to bear, if any.
+
+    Raises:
+        ConfigurationError: As `server_tls`.
+    """
+    files = destination.tls
+    if files is None:
+        return None
+    return client_tls(files, named=files.server_name is not None), files.server_name or destination.host or ""
 
 
 def _loaded(context: ssl.SSLContext, files: TLSFiles) -> ssl.SSLContext:

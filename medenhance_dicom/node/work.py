@@ -8,7 +8,8 @@ Implements `jobs.Work` over the folder of a job:
     derived/          what came of it, with run_report.json beside
     enhanced.json     the enhancement has ended: which derived files may be sent
     sent/*.jsonl      one ledger for each destination (`delivery`)
-    done.json         every destination has everything; from then on retention may remove the job
+    done.json         every destination has everything; from then on retention may remove the job, but for one that
+                      no destination was to have: it is the only copy
     cancelled         a person gave the job up
 """
 
@@ -28,7 +29,7 @@ from medenhance_dicom.node.delivering import TO, Commitment, Delivering, Peers
 from medenhance_dicom.node.delivery import Instance, read_ledger
 from medenhance_dicom.node.enhancing import Enhancing
 from medenhance_dicom.node.jobfolder import ledger_path, locked, read_whole, said, write_whole
-from medenhance_dicom.node.settings import Destination, NodeSettings, load_settings
+from medenhance_dicom.node.settings import Destination, NodeSettings
 
 if TYPE_CHECKING:
     from medenhance_dicom.node.forward import SendReport
@@ -65,12 +66,23 @@ class SeriesWork:
             with locked(folder / f".{stage}.lock") as free:
                 if not free:  # a worker that was taken for dead is at it
                     return Result("waiting", "another worker is at it", (Task(stage, _BUSY),))
-                if stage == ENHANCE:
-                    return self._enhance(folder, stopping)
-                return self._deliver(folder, stage.removeprefix(TO), stopping)
+                return self._go(folder, stage, stopping)
         except (OSError, OutputError) as error:  # it cannot be written down: tried until the disk takes it
             log.warning("job %s, %s: %s", job, stage, said(error))
             return Result("waiting", f"the disk: {said(error)}", (Task(stage, self._settings().work.first_pause),))
+
+    def _go(self, folder: Path, stage: str, stopping: threading.Event) -> Result:
+        try:
+            if stage == ENHANCE:
+                return self._enhance(folder, stopping)
+            return self._deliver(folder, stage.removeprefix(TO), stopping)
+        except (OSError, OutputError):
+            raise
+        except Exception as error:  # nobody thought of it: a person has to see it
+            log.error("job %s, %s: %s", folder.name, stage, said(error))
+            to = {"destination": stage.removeprefix(TO)} if stage != ENHANCE else {}
+            self.audit.append("dead letter", job=folder.name, why=said(error), **to)
+            return Result("failed", said(error))
 
     def _enhance(self, folder: Path, stopping: threading.Event) -> Result:
         settings = self._settings()
@@ -113,7 +125,8 @@ class SeriesWork:
             destinations = list(rule.destinations)
             if not settings.rules and _is_ours(folder / "source"):
                 destinations = []  # loop guard: what we made goes on only where a rule says so
-            plan = {"destinations": destinations, "enhance": rule.enhance, "made": plan.get("made", self._clock())}
+                plan["ours"] = True
+            plan |= {"destinations": destinations, "enhance": rule.enhance, "made": plan.get("made", self._clock())}
             write_whole(folder / "plan.json", plan)
         return plan
 
@@ -125,24 +138,23 @@ class SeriesWork:
                 return
             if not all(read_ledger(ledger_path(folder, name)).finished for name in plan["destinations"]):
                 return
-            for part in folder.glob(".*.part"):  # of a worker that was killed while writing
-                part.unlink(missing_ok=True)
             self.audit.append("done", job=folder.name)
-            write_whole(folder / "done.json", {"finished": self._clock()})
+            only_copy = not plan["destinations"] and "ours" not in plan
+            write_whole(folder / "done.json", {"finished": self._clock(), "only_copy": only_copy})
 
 
-def settings_reader(path: Path) -> Callable[[], NodeSettings]:
+def settings_reader(load: Callable[[], NodeSettings]) -> Callable[[], NodeSettings]:
     """A function that reads the configuration anew, and goes on with the last good one where it is broken.
 
     Raises:
         ConfigurationError: It is broken from the start.
     """
-    last = load_settings(path)
+    last = load()
 
     def read() -> NodeSettings:
         nonlocal last
         try:
-            last = load_settings(path).model_copy(update={"store": last.store})
+            last = load().model_copy(update={"store": last.store})
         except ConfigurationError as error:
             log.warning("the configuration before goes on: %s", error)
         return last
@@ -171,8 +183,8 @@ def network_peers(store: Path) -> Peers:
     return Peers(send, ask, report)
 
 
-def launch_worker(config: Path) -> Worker:
-    """Start a worker on the node's jobs in this process.
+def launch_worker(load: Callable[[], NodeSettings]) -> Worker:
+    """Start a worker on the node's jobs in this process. `load` reads the configuration, before each go.
 
     Raises:
         ConfigurationError: The file is wrong, or the database cannot be reached.
@@ -180,7 +192,7 @@ def launch_worker(config: Path) -> Worker:
     from medenhance_dicom.node.control import database_of
     from medenhance_dicom.worker import launch
 
-    read = settings_reader(config)
+    read = settings_reader(load)
     settings = read()
     return launch(
         SeriesWork(read, network_peers(settings.store)),

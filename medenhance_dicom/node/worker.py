@@ -10,11 +10,14 @@ import socket
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from medenhance_dicom.errors import OutputError
-from medenhance_dicom.node.settings import load_settings
+from medenhance_dicom.node.settings import NodeSettings
+from medenhance_dicom.node.state import settings_in_force
 from medenhance_dicom.node.work import launch_worker
 
 STEP_SECONDS = 30.0
@@ -23,19 +26,19 @@ STEP_SECONDS = 30.0
 log = logging.getLogger(__name__)
 
 
-def worker_main(config: Path, of: int) -> None:
-    """One of `of` workers of a node; behind its receivers in the line for the processor."""
+def worker_main(store: Path, of: int) -> None:
+    """One of `of` workers of the node on a store; behind its receivers in the line for the processor."""
     os.nice(5)
     if of > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // of)))
-    work_until_stopped(config)
+    work_until_stopped(partial(settings_in_force, store))
 
 
-def work_until_stopped(config: Path) -> NoReturn:
+def work_until_stopped(load: Callable[[], NodeSettings]) -> NoReturn:
     """Work on jobs until SIGTERM or SIGINT; then end the current step, and the process with exit code 0.
 
     Args:
-        config: Of the node. Its store has to be the same folder on every host.
+        load: Reads the node's configuration. Its store has to be the same folder on every host.
 
     Raises:
         ConfigurationError: The configuration is wrong, or the database cannot be reached.
@@ -44,8 +47,8 @@ def work_until_stopped(config: Path) -> NoReturn:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    scratch = own_scratch(load_settings(config).store)
-    worker = launch_worker(config)
+    scratch = own_scratch(load().store)
+    worker = launch_worker(load)
     log.info("worker %s works", worker.executor)
     stop.wait()
     worker.stop(STEP_SECONDS)
