@@ -179,7 +179,8 @@ class _Provider(DULServiceProvider):
         except Exception as error:
             _log.info("a connection ends: %s", type(error).__name__)
             self.kill_dul()
-            self.to_user_queue.put(None)
+            waiting: Any = self.to_user_queue
+            waiting.put(None)
 
 
 class AcceptedAssociation(Association):
