@@ -19,6 +19,8 @@ from medenhance_dicom.node.control import Control
 from medenhance_dicom.node.settings import load_settings
 from tests import job_stores as stores
 
+pytestmark = pytest.mark.slow  # workers poll
+
 
 class Script:
     """Work whose gos are written down: `(job, stage) -> results`, the last one for ever."""

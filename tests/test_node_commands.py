@@ -127,6 +127,7 @@ def test_send_waits_for_a_commitment_that_comes_elsewhere_in_vain(run, archive, 
     run("send", samples, "--to", "http://127.0.0.1:1/studies", "--commit", code=2)
 
 
+@pytest.mark.slow
 def test_send_listens_for_a_commitment(run, archive, samples):
     archive.node_port = free_port()
     words = ("send", samples / "study" / "op-fundus.dcm", "--to", f"ARCHIVE@127.0.0.1:{archive.port}", "--commit")
@@ -139,6 +140,7 @@ def test_send_listens_for_a_commitment(run, archive, samples):
     assert len(archive.stored) == stored
 
 
+@pytest.mark.slow
 def test_query_lists_and_retrieves(run, samples, tmp_path):
     instance = dcmread(samples / "study" / "op-cornea.dcm")
     asked = []
@@ -217,6 +219,7 @@ def test_status_of_a_running_node(run, config):
     assert (answer["running"], answer["state"], answer["pid"]) == (True, "running", os.getpid())
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_drain_in_time_is_told(run, config):
     program = (
         "import signal, sys, time\nfrom pathlib import Path\nfrom medenhance_dicom.node.state import NodeState\n"

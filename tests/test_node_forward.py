@@ -195,6 +195,7 @@ def test_what_can_be_rewritten_in_what():
     assert targets_of("1.2.840.10008.1.2.4.110") == (EXPLICIT, IMPLICIT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("only", [EXPLICIT, IMPLICIT])
 @pytest.mark.parametrize(
     "name",
@@ -235,6 +236,7 @@ def test_no_syntax_in_common_is_permanent_and_says_so():
     assert len(report.sent) == 1
 
 
+@pytest.mark.slow
 def test_pixels_that_do_not_decode_fail_for_good(tmp_path):
     dataset = pydicom.dcmread(pydicom_file("JPEG2000.dcm"))
     dataset.PixelData = pydicom.encaps.encapsulate([b"\xff\x4f\xff\x51" + b"\0" * 400])
@@ -258,6 +260,7 @@ def test_that_it_was_compressed_with_loss_is_not_forgotten(tmp_path):
     assert "LossyImageCompressionMethod" not in pydicom.dcmread(tmp_path / "lossless.dcm")
 
 
+@pytest.mark.slow
 def test_texts_keep_their_bytes_or_the_file_is_not_rewritten(tmp_path):
     dataset = pydicom.dcmread(pydicom_file("JPEG2000.dcm"))
     dataset.SpecificCharacterSet = "ISO_IR 100"
