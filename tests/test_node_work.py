@@ -643,6 +643,8 @@ def test_the_sweep_drops_what_killed_writers_left(tmp_path):
     store = node.settings.store
     (store / "commitments" / "asked").mkdir(parents=True)
     left = [store / "commitments" / ".x.part", store / "commitments" / "asked" / ".x.part", node.folder / ".x.part"]
+    left.append(node.folder / "derived" / "study" / "series" / ".x.dcm.part")
+    left[-1].parent.mkdir(parents=True)
     for path in (*left, node.folder / ".y.part"):
         path.touch()
     now = left[0].stat().st_mtime

@@ -72,8 +72,8 @@ def sweep(spool: Spool, jobs: Jobs, audit: Audit, retention: Retention, *, now: 
 
 
 def _drop_parts(store: Path, now: float) -> None:
-    """What a killed `write_whole` left; one that is being written is young."""
-    for pattern in ("jobs/*/.*.part", "commitments/.*.part", "commitments/asked/.*.part"):
+    """What killed processes left of files that they were writing; one that is being written is young."""
+    for pattern in ("jobs/*/.*.part", "jobs/*/derived/*/*/.*.part", "commitments/.*.part", "commitments/asked/.*.part"):
         for part in store.glob(pattern):
             with contextlib.suppress(FileNotFoundError):
                 if abs(now - part.stat().st_mtime) > _OLD_PART:
