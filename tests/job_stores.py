@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medenhance_dicom.audit import verify
 from medenhance_dicom.node.control import Control
+from medenhance_dicom.node.retention import drop_parts
 from medenhance_dicom.node.settings import load_settings
 
 CHILD = Path(__file__).with_name("jobs_child.py")
@@ -83,6 +84,7 @@ def assert_whole(config, jobs, instances=3):
     archive = config.parent / "archive"
     assert set((archive / "archive.log").read_text().split()) == originals | derived
     assert set((archive / "research.log").read_text().split()) == derived
+    drop_parts(settings.store, time.time() + 86400)  # as the sweep does, once they are old
     made = [path.stem for path in settings.store.glob("jobs/*/derived/study/series/*")]
     assert sorted(made) == sorted(derived)
     for n in range(jobs):

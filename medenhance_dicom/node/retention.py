@@ -56,7 +56,7 @@ def sweep(spool: Spool, jobs: Jobs, audit: Audit, retention: Retention, *, now: 
     Raises:
         OSError: The disk does not take it.
     """
-    _drop_parts(spool.store, now)
+    drop_parts(spool.store, now)
     folders = {path.name: path for path in (spool.store / "jobs").iterdir() if path.is_dir()}
     kept = []
     for name, folder in folders.items():
@@ -71,8 +71,8 @@ def sweep(spool: Spool, jobs: Jobs, audit: Audit, retention: Retention, *, now: 
     return going
 
 
-def _drop_parts(store: Path, now: float) -> None:
-    """What killed processes left of files that they were writing; one that is being written is young."""
+def drop_parts(store: Path, now: float) -> None:
+    """Remove what killed processes left of files that they were writing; one that is being written is young."""
     for pattern in ("jobs/*/.*.part", "jobs/*/derived/*/*/.*.part", "commitments/.*.part", "commitments/asked/.*.part"):
         for part in store.glob(pattern):
             with contextlib.suppress(FileNotFoundError):
