@@ -33,6 +33,7 @@ from medenhance_dicom.node.receive import Mounted, Receiver
 from medenhance_dicom.node.settings import NodeSettings, Peer
 from medenhance_dicom.node.spool import Spool
 from tests.dicom_peers import authority, tls_files
+from tests.namespaces import may_mount
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 VERIFICATION = "1.2.840.10008.1.1"
@@ -927,7 +928,7 @@ say writable small3.dcm
 
 @needs_dcmtk
 @pytest.mark.slow
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+@pytest.mark.skipif(not may_mount(), reason="may not mount a file system")
 @pytest.mark.timeout(120)
 def test_disk_full_and_read_only(tmp_path):
     for number, name in enumerate(("small", "small2", "small3")):
