@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -100,11 +101,7 @@ def jobs_retry(
     with _Jobs(config) as control:
         asked = [job["job"] for job in control.all() if job["state"] == "failed"] if failed else list(jobs or ())
         done = {job: control.retry(job) for job in asked}
-    if json:
-        print_json(done)
-    for job, stages in done.items():
-        note(f"{job[:8]}  {', '.join(stages) or 'nothing to retry'}")
-    raise typer.Exit(0 if any(done.values()) else 3)
+    _tell(done, {job: ", ".join(stages) or "nothing to retry" for job, stages in done.items()}, json=json)
 
 
 @jobs_app.command("cancel")
@@ -112,10 +109,15 @@ def jobs_cancel(jobs: JobIds, config: ConfigOption = DEFAULT_CONFIG, json: Json 
     """Give jobs up; their files stay. Exit code 3 where all are done already."""
     with _Jobs(config) as control:
         done = {job: control.cancel(job) for job in jobs}
+    _tell(done, {job: "cancelled" if cancelled else "is done already" for job, cancelled in done.items()}, json=json)
+
+
+def _tell(done: Mapping[str, object], words: Mapping[str, str], *, json: bool) -> NoReturn:
+    """Say what was done to each job, and exit: with 3 where it was nothing."""
     if json:
         print_json(done)
-    for job, cancelled in done.items():
-        note(f"{job[:8]}  {'cancelled' if cancelled else 'is done already'}")
+    for job, what in words.items():
+        note(f"{job[:8]}  {what}")
     raise typer.Exit(0 if any(done.values()) else 3)
 
 

@@ -22,7 +22,7 @@ DUPLICATE = 0x0111
 """The peer has that SOP Instance UID already: for a sender that repeats, as good as stored."""
 _LOST_IN_A_ROW = 2
 """Associations that break without having stored anything, before the rest waits for the next attempt."""
-_PERMANENT = {0x0117, 0x0118, 0x0119, 0x0122, 0x0124} | set(range(0xA900, 0xAA00))
+PERMANENT = {0x0117, 0x0118, 0x0119, 0x0122, 0x0124} | set(range(0xA900, 0xAA00))
 """Failures (PS3.4 B.2.3, PS3.7 annex C) that a repeat does not mend. 0xCxxx is not among them: many peers answer it
 when their disk is full."""
 
@@ -73,12 +73,7 @@ def send_files(paths: Sequence[Path], destination: Destination, *, calling_ae: s
         ConfigurationError: The destination's TLS files do not load.
     """
     report = SendReport()
-    instances: list[Instance] = []
-    for path in paths:
-        try:
-            instances.append(read_instance_meta(path))
-        except InputError as error:
-            report.failed.append(Failed(path, None, str(error), True))
+    instances = readable(paths, report)
     tried = False
     for batch in _batches(instances):
         rest, lost = list(batch), 0
@@ -103,6 +98,17 @@ def send_files(paths: Sequence[Path], destination: Destination, *, calling_ae: s
                 report.failed += [Failed(instance.path, None, why, False) for instance in rest]
                 break
     return report
+
+
+def readable(paths: Sequence[Path], report: SendReport) -> list[Instance]:
+    """The files that can be sent; what cannot be read is entered as failed for good."""
+    instances: list[Instance] = []
+    for path in paths:
+        try:
+            instances.append(read_instance_meta(path))
+        except InputError as error:
+            report.failed.append(Failed(path, None, str(error), True))
+    return instances
 
 
 def read_instance_meta(path: Path) -> Instance:
@@ -168,7 +174,7 @@ def _send_batch(assoc: Any, batch: Sequence[Instance], report: SendReport) -> li
         elif is_stored(status):
             report.sent.append(Sent(item.path, item.sop_class, item.sop_instance, status))
         else:
-            report.failed.append(Failed(item.path, status, f"C-STORE status 0x{status:04X}", status in _PERMANENT))
+            report.failed.append(Failed(item.path, status, f"C-STORE status 0x{status:04X}", status in PERMANENT))
     return []
 
 

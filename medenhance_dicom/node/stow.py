@@ -10,17 +10,16 @@ from typing import Any
 
 import httpx
 
-from medenhance_dicom.errors import ConfigurationError, InputError, PeerError
-from medenhance_dicom.node.forward import DUPLICATE, Failed, Instance, SendReport, Sent, read_instance_meta
+from medenhance_dicom.errors import ConfigurationError, PeerError
+from medenhance_dicom.node.forward import DUPLICATE, PERMANENT, Failed, Instance, SendReport, Sent, readable
 from medenhance_dicom.node.settings import Destination
 from medenhance_dicom.node.wire import client_tls
 
 _INSTANCES, _BYTES = 100, 256 << 20
 """Of one request; a larger instance goes alone."""
 _CHUNK = 1 << 17
-_PERMANENT = {400, 401, 403, 404, 405, 406, 411, 413, 415, 501}
+_HTTP_PERMANENT = {400, 401, 403, 404, 405, 406, 411, 413, 415, 501}
 """HTTP statuses that a repeat does not mend. 409 (all refused) has its reasons in the body."""
-_PERMANENT_REASONS = {0x0117, 0x0118, 0x0119, 0x0122, 0x0124} | set(range(0xA900, 0xAA00))
 
 
 def store_rs(paths: Sequence[Path], destination: Destination) -> SendReport:
@@ -31,12 +30,7 @@ def store_rs(paths: Sequence[Path], destination: Destination) -> SendReport:
         ConfigurationError: The authorization or a TLS file does not load.
     """
     report = SendReport()
-    instances: list[Instance] = []
-    for path in paths:
-        try:
-            instances.append(read_instance_meta(path))
-        except InputError as error:
-            report.failed.append(Failed(path, None, str(error), True))
+    instances = readable(paths, report)
     if not instances:
         return report
     with _client(destination) as client:
@@ -96,7 +90,7 @@ def _store(client: httpx.Client, destination: Destination, batch: Sequence[Insta
     except (httpx.HTTPError, httpx.StreamError) as error:
         raise PeerError(f"{destination.name} broke the request off: {type(error).__name__}") from None
     if response.status_code not in (200, 202, 409):
-        permanent = response.status_code in _PERMANENT or response.is_redirect
+        permanent = response.status_code in _HTTP_PERMANENT or response.is_redirect
         raise PeerError(f"{destination.name} answers HTTP {response.status_code}", permanent=permanent)
     stored, refused = _outcome(response)
     for item in batch:
@@ -107,7 +101,7 @@ def _store(client: httpx.Client, destination: Destination, batch: Sequence[Insta
             report.sent.append(Sent(item.path, item.sop_class, item.sop_instance, DUPLICATE))
         elif reason is not None:
             why = f"failure reason 0x{reason:04X}"
-            report.failed.append(Failed(item.path, reason, why, reason in _PERMANENT_REASONS))
+            report.failed.append(Failed(item.path, reason, why, reason in PERMANENT))
         else:
             report.failed.append(Failed(item.path, None, "the server does not say that it stored it", False))
 
