@@ -385,12 +385,12 @@ def item(kind, body):
     return struct.pack(">BxH", kind, len(body)) + body
 
 
-def associate_rq(calling=b"T1", called=b"NODE"):
+def associate_rq(calling=b"T1", called=b"NODE", maximum=16384):
     contexts = b""
     for number, abstract in ((1, CT), (3, VERIFICATION)):
         syntaxes = item(0x30, abstract.encode()) + item(0x40, EXPLICIT.encode())
         contexts += item(0x20, bytes([number, 0, 0, 0]) + syntaxes)
-    user = item(0x50, item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3"))
+    user = item(0x50, item(0x51, struct.pack(">L", maximum)) + item(0x52, b"1.2.3"))
     head = struct.pack(">HH16s16s32x", 1, 0, called.ljust(16), calling.ljust(16))
     return pdu(1, head + item(0x10, b"1.2.840.10008.3.1.1.1") + contexts + user)
 
@@ -549,6 +549,43 @@ def test_nothing_within_an_association_outlives_it(start, attack):
     assert not list(node.spool.incoming.iterdir())
     assert not list(node.spool.associations())
     assert not node.instances
+
+
+def test_data_may_come_in_any_pieces(node):
+    data = encoded(instance())
+    middle = len(data) // 2
+    values = [(store_command(sop_instance="1.2.3.4.1"), 3), (data[:middle], 0), (data[middle:], 2)]
+    together = pdu(4, b"".join(struct.pack(">LBB", len(value) + 2, 1, flags) + value for value, flags in values))
+    with Raw(node) as peer:
+        peer.associate()
+        peer.send(together)
+        assert peer.status() == 0x0000
+        peer.send(together + together)  # a peer that does not wait
+        assert (peer.status(), peer.status()) == (0x0000, 0x0000)
+        for byte in together:
+            peer.send(bytes([byte]))
+        assert peer.status() == 0x0000
+        peer.send(pdata(ECHO, 3, 3))
+        assert peer.status() == 0x0000
+        peer.send(together + release())
+        assert peer.status() == 0x0000
+        assert peer.receive()[0] == 6
+    assert data_set_digest(node.instances[0]) == hashlib.sha256(data).hexdigest()
+
+
+def test_an_answer_is_no_larger_than_the_peer_takes(node):
+    with Raw(node) as peer:
+        peer.send(associate_rq(maximum=64))
+        assert peer.receive()[0] == 2
+        peer.send(pdata(store_command(), 3) + pdata(encoded(instance()), 2))
+        answer = b""
+        control = 0
+        while not control & 2:
+            kind, body = peer.receive()
+            control = body[5]
+            assert (kind, body[4], control & 1, len(body) <= 64) == (4, 1, 1, True)
+            answer += body[6:]
+    assert struct.pack("<HHLH", 0, 0x0900, 2, 0x0000) in answer
 
 
 @pytest.mark.parametrize("how", ["reset", "close", "abort"])

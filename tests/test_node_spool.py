@@ -200,7 +200,12 @@ def test_other_bytes_are_set_aside_and_the_first_kept(spool):
     assert accept(spool, instance(1, note="first")).fate is Fate.DUPLICATE
 
 
-def test_everything_is_flushed_before_it_counts_as_held(tmp_path, monkeypatch):
+BOTH_WAYS = pytest.mark.parametrize("quick", [0.0, 60.0], ids=["slow disk", "quick disk"])
+
+
+@BOTH_WAYS
+def test_everything_is_flushed_before_it_counts_as_held(tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(spool_module, "_QUICK_SECONDS", quick)
     flushed = set()
     real = os.fsync
 
@@ -229,8 +234,10 @@ def test_everything_is_flushed_before_it_counts_as_held(tmp_path, monkeypatch):
     assert (spool.store / "pending").stat().st_ino in flushed
 
 
+@BOTH_WAYS
 @pytest.mark.parametrize("failing", ["file", "folder", "parent"])
-def test_a_failed_flush_accepts_nothing(spool, monkeypatch, failing):
+def test_a_failed_flush_accepts_nothing(spool, monkeypatch, failing, quick):
+    monkeypatch.setattr(spool_module, "_QUICK_SECONDS", quick)
     accept(spool, instance(9))
     spool._rooted.clear()
     real = os.fsync

@@ -15,6 +15,7 @@ import logging
 import queue
 import select
 import socket
+import struct
 import threading
 import time
 import warnings
@@ -46,6 +47,10 @@ _SLACK = 1024
 _MORE_CONNECTIONS = 32
 """Connections above the limit of associations, that they may be told so."""
 _KILL_SECONDS = 60.0
+_ESTABLISHED = "Sta6"
+"""PS3.8 table 9-10: ready for data transfer."""
+_PDU_HEADER = struct.Struct(">xxL")
+_P_DATA_TF = b"\x04"
 
 
 class Host(Protocol):
@@ -147,7 +152,7 @@ class _Socket(PromptSocket):
         if sock is None or not self._is_connected:
             return False
         pending = getattr(sock, "pending", None)
-        if pending is not None and pending():
+        if self._ahead or (pending is not None and pending()):
             return True
         try:
             found = self._poll.poll(POLL_MS)
@@ -165,13 +170,39 @@ class _Socket(PromptSocket):
             left = self._timeout
             if not self._own.admitted:
                 left = min(left, max(self._established_by - time.monotonic(), 0.01))
-            sock.settimeout(left)
+            if sock.gettimeout() != left:
+                sock.settimeout(left)
             self.largest_pdu = self._largest_data if self._own.admitted else _LARGEST_REQUEST
         return super().recv(nr_bytes)
 
 
 class _Provider(DULServiceProvider):
-    """An event that its state machine does not know ends the connection, without a traceback."""
+    """Reads data without the state machine where it has no say, and dies quietly of events that it does not know."""
+
+    def _read_pdu_data(self) -> None:
+        """P-DATA-TF of an established association goes to `Messages` as bytes; every other PDU is pynetdicom's."""
+        own: Any = self.assoc
+        wrapped: Any = self.socket
+        while own.admitted and self.state_machine.current_state == _ESTABLISHED:
+            try:
+                head = wrapped.recv(_PDU_HEADER.size)
+                if head[:1] != _P_DATA_TF:
+                    wrapped.unread(head)
+                    break
+                (length,) = _PDU_HEADER.unpack(head)
+                body = wrapped.recv(length)
+            except (OSError, struct.error) as error:
+                _log.info("a connection ends: %s", type(error).__name__)
+                self.event_queue.put("Evt17")
+                return
+            if len(body) < length:
+                self.event_queue.put("Evt17")
+                return
+            own.messages.receive_pdu(body)
+            self._idle_timer.restart()
+            if self._kill_thread or self.to_provider_queue.qsize() or self.event_queue.qsize() or not wrapped.ready:
+                return
+        super()._read_pdu_data()
 
     def run_reactor(self) -> None:
         try:
@@ -200,7 +231,7 @@ class AcceptedAssociation(Association):
         dul: Any = _Provider(self)
         self.dul = dul
         dul.daemon = True
-        dul._run_loop_delay = 0.0005
+        dul._run_loop_delay = 0  # `_Socket.ready` sleeps
         dul._idle_timer, dul.artim_timer = _Timer(self.network_timeout), _Timer(self.acse_timeout)
         dul.to_user_queue = _ToUser(self.messages)
 

@@ -36,6 +36,8 @@ _MOST_ELEMENTS = 200_000
 _DEEPEST = 32
 _MOST_INFLATED = 16 << 20
 _BLOCK = 1 << 20
+_HEAD = 16384
+"""Bytes that are read at first; nearly always the wanted elements are in them."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,18 @@ def read_identity(path: Path, *, digest: str | None = None) -> Identity:
         UnreadableInstanceError: Not a Part 10 file, cut off, or without the UIDs that make it one instance.
         OSError: It cannot be read at all.
     """
-    with path.open("rb") as file:
-        syntax, start = _read_meta(file)
-        found = _read_data_set(_data_set(file, syntax), syntax)
-        for name in ("sop_class", "sop_instance", "study", "series"):
-            if not found.get(name) or len(found[name]) > 64:
-                raise UnreadableInstanceError(f"no {name.replace('_', ' ')} UID")
+    with path.open("rb", buffering=0) as raw:
+        head = raw.read(_HEAD)
+        try:
+            syntax, found = _read_uids(io.BytesIO(head))
+        except UnreadableInstanceError:
+            if len(head) < _HEAD:
+                raise
+            file = io.BufferedReader(raw)
+            file.seek(0)
+            syntax, found = _read_uids(file)
         if digest is None:
-            digest = _digest(file, start)
+            digest = data_set_digest(path)
     return Identity(
         sop_class=found["sop_class"],
         sop_instance=found["sop_instance"],
@@ -81,6 +87,16 @@ def read_identity(path: Path, *, digest: str | None = None) -> Identity:
     )
 
 
+def _read_uids(file: BinaryIO) -> tuple[str, dict[str, str]]:
+    """Transfer Syntax UID, and the wanted values of the data set; `file` may end anywhere behind them."""
+    syntax, _ = _read_meta(file)
+    found = _read_data_set(_data_set(file, syntax), syntax)
+    for name in ("sop_class", "sop_instance", "study", "series"):
+        if not found.get(name) or len(found[name]) > 64:
+            raise UnreadableInstanceError(f"no {name.replace('_', ' ')} UID")
+    return syntax, found
+
+
 def data_set_digest(path: Path) -> str:
     """SHA-256 of the encoded data set of a Part 10 file, in hex.
 
@@ -90,15 +106,11 @@ def data_set_digest(path: Path) -> str:
     """
     with path.open("rb") as file:
         _, start = _read_meta(file)
-        return _digest(file, start)
-
-
-def _digest(file: BinaryIO, start: int) -> str:
-    file.seek(start)
-    sha = hashlib.sha256()
-    while block := file.read(_BLOCK):
-        sha.update(block)
-    return sha.hexdigest()
+        file.seek(start)
+        sha = hashlib.sha256()
+        while block := file.read(_BLOCK):
+            sha.update(block)
+        return sha.hexdigest()
 
 
 def _read_meta(file: BinaryIO) -> tuple[str, int]:

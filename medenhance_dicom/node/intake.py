@@ -89,8 +89,9 @@ def take_in(
     except OSError:
         pass  # 0xA700: the disk is full, read-only or broken
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        if taken.status != SUCCESS:  # else it has been moved, which saves locking the folder once more
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
     return taken
 
 

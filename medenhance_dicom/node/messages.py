@@ -16,7 +16,6 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.pdu_primitives import P_DATA
 
 from medenhance_dicom.node.intake import GUARD_BYTES, OUT_OF_RESOURCES
@@ -32,7 +31,9 @@ POLL_MS = 50
 _LARGEST_COMMAND = 1 << 16
 _LARGEST_IDENTIFIER = 16 << 20
 """Of the data set of any message but C-STORE; it is held in memory."""
-_C_STORE_RQ = 0x0001
+_C_STORE_RQ, _C_STORE_RSP = 0x0001, 0x8001
+_NO_DATA_SET = 0x0101
+_VALUE_HEADER = struct.Struct(">LB")
 
 
 class Part:
@@ -119,29 +120,40 @@ class Messages(DIMSEServiceProvider):
         self._part: Part | None = None
 
     def receive_primitive(self, primitive: Any) -> None:
-        """Take the fragments of one P-DATA; called by the provider thread."""
+        """What pynetdicom decoded: data that came before the association stood."""
+        self.discard()
+        self.dul.event_queue.put("Evt19")
+
+    def receive_pdu(self, body: bytearray) -> None:
+        """Take the presentation data values of one P-DATA-TF (PS3.8 9.3.5); called by the provider thread."""
+        view = memoryview(body)
+        at = 0
         try:
-            if not self._own.admitted:
-                raise PermissionError
-            for context_id, data in primitive.presentation_data_value_list:
-                self._take(context_id, data)
+            while at < len(body):
+                length, context_id = _VALUE_HEADER.unpack_from(body, at)
+                end = at + 4 + length
+                if length < 2 or end > len(body):
+                    raise ValueError("a presentation data value is longer than its PDU")
+                self._take(context_id, view[at + 5 : end])
+                at = end
         except Exception as error:  # whatever the peer sent: its association ends, and ours goes on
             _log.info("a message cannot be understood: %s", type(error).__name__)
             self.discard()
             self.dul.event_queue.put("Evt19")
 
-    def _take(self, context_id: int, data: bytes) -> None:
+    def _take(self, context_id: int, data: memoryview) -> None:
+        """`data` is a fragment behind its message control header (PS3.8 annex E.2)."""
         is_command, is_last = data[0] & 1, data[0] & 2
         if self._request is not None and self._part is not None:
             if is_command or context_id != self._request.context_id:
                 raise ValueError("a command within a data set")
-            self._part.write(memoryview(data)[1:])
+            self._part.write(data[1:])
             if is_last:
                 self._serve(self._request, self._part)
             elif self._own.marker is not None:
                 self._own.marker.receiving(True)
         elif is_command:
-            self._command += memoryview(data)[1:]
+            self._command += data[1:]
             if len(self._command) > _LARGEST_COMMAND:
                 raise ValueError("the command does not end")
             if is_last:
@@ -151,7 +163,7 @@ class Messages(DIMSEServiceProvider):
             self._identifier += len(data)
             if self._identifier > _LARGEST_IDENTIFIER:
                 raise ValueError("the data set is larger than it may be")
-            self._pass_on(context_id, data)
+            self._pass_on(context_id, bytes(data))
 
     def _begin(self, context_id: int, encoded: bytes) -> None:
         command = _decoded(encoded)
@@ -169,25 +181,38 @@ class Messages(DIMSEServiceProvider):
 
     def _serve(self, request: Request, part: Part) -> None:
         part.close()
-        try:
-            status = OUT_OF_RESOURCES if part.failed else self._own.host.store(self._own, request, part)
-        finally:
-            self.discard()
+        status = OUT_OF_RESOURCES if part.failed else self._own.host.store(self._own, request, part)
+        self._forget()
         self._answer(request, status)
 
     def _answer(self, request: Request, status: int) -> None:
-        response = C_STORE()
-        response.MessageIDBeingRespondedTo = request.message_id
-        response.AffectedSOPClassUID = request.sop_class
-        response.AffectedSOPInstanceUID = request.sop_instance
-        response.Status = status
-        self.send_msg(response, request.context_id)
+        """Send the C-STORE-RSP; the provider thread, which this is, is the only one that writes to the socket."""
+        command = _encoded(
+            (0x0002, _uid(request.sop_class)),
+            (0x0100, struct.pack("<H", _C_STORE_RSP)),
+            (0x0120, struct.pack("<H", request.message_id)),
+            (0x0800, struct.pack("<H", _NO_DATA_SET)),
+            (0x0900, struct.pack("<H", status)),
+            (0x1000, _uid(request.sop_instance)),
+        )
+        most = max((self.maximum_pdu_size or len(command) + 6) - 6, 1)
+        pdus = bytearray()
+        for at in range(0, len(command), most):
+            fragment = command[at : at + most]
+            control = 0x03 if at + most >= len(command) else 0x01
+            pdus += struct.pack(">BxLLBB", 0x04, len(fragment) + 6, len(fragment) + 2, request.context_id, control)
+            pdus += fragment
+        sock: Any = self.dul.socket
+        sock.send(bytes(pdus))
 
     def discard(self) -> None:
         """Forget an unfinished data set."""
-        part, self._part, self._request = self._part, None, None
-        if part is not None:
-            part.discard()
+        if self._part is not None:
+            self._part.discard()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._part = self._request = None
         if self._own.marker is not None:
             self._own.marker.receiving(False)
 
@@ -217,6 +242,16 @@ def _decoded(command: bytes) -> dict[int, bytes]:
         found[element] = command[at + 8 : at + 8 + length]
         at += 8 + length
     return found
+
+
+def _encoded(*elements: tuple[int, bytes]) -> bytes:
+    """A command set with its group length."""
+    body = b"".join(struct.pack("<HHL", 0, element, len(value)) + value for element, value in elements)
+    return struct.pack("<HHLL", 0, 0, 4, len(body)) + body
+
+
+def _uid(text: str) -> bytes:
+    return text.encode("ascii") + b"\0" * (len(text) % 2)
 
 
 def _file_head(request: Request, transfer_syntax: str, calling_ae: str) -> bytes:

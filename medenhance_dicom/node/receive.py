@@ -189,10 +189,11 @@ class Receiver:
     # ------------------------------------------------------------ store
 
     def store(self, assoc: AcceptedAssociation, request: Request, part: Part) -> int:
-        """The status of a request whose data set has come in whole."""
+        """The status of a request whose data set has come in whole; its part is gone then."""
         try:
             marker = self._mark(assoc)
         except OSError:
+            part.discard()
             return OUT_OF_RESOURCES
         taken = take_in(
             self.spool,

@@ -1,10 +1,10 @@
 """The folders in which received instances become durable, and the truth about what there is to do.
 
 An instance is acknowledged when the kernel has said that its bytes, its name in `pending/` and that folder's name are
-on the disk. It takes its name first and is flushed then, file and folders at once, which costs one flush of the device
-and not three. So a power cut can leave a name with half a file, that nobody was told of; the name therefore ends in
-the digest of the data set, and `reconcile` puts away what does not have it. The hard link in `held/` is made after
-that flush: what has one is whole.
+on the disk. It takes its name first and is flushed then, file and folders at once, which costs about one flush of the
+device and not three. So a power cut can leave a name with half a file, that nobody was told of; the name therefore
+ends in the digest of the data set, and `reconcile` puts away what does not have it. The hard link in `held/` is made
+after that flush: what has one is whole.
 
 All locks are flocks: the kernel lets go of them when a process dies. Order: `held/<2 hex>`, then
 `pending/<series key>`.
@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ _SEAL_SECONDS = 2.0
 _LEAVE_SECONDS = 10.0
 """That receivers of a node that was killed have to end."""
 _FLUSHERS = 32
+_QUICK_SECONDS = 0.002
+"""A flush that takes less is waited for alone."""
 
 
 class Fate(Enum):
@@ -118,12 +121,14 @@ class Spool:
         self._quarantine = store / "quarantine"
         self._associations = store / "associations"
         self._jobs = store / "jobs"
+        self._draining = str(store / "draining")
         try:
             self._make_folders()
             self._secret = _secret(store / "secret")
         except OSError as error:
             raise OutputError(f"{store}: {error.strerror}") from None
         self._flushers = ThreadPoolExecutor(_FLUSHERS, thread_name_prefix="flush")
+        self._flush_seconds = 0.0
         self._rooted: set[tuple[int, int]] = set()
 
     def _make_folders(self) -> None:
@@ -153,7 +158,7 @@ class Spool:
         return self._key(sop_instance_uid)
 
     def _key(self, text: str) -> str:
-        return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()[:24]
+        return hmac.digest(self._secret, text.encode(), "sha256").hex()[:24]
 
     # ------------------------------------------------------------ receive
 
@@ -165,7 +170,7 @@ class Spool:
     @property
     def draining(self) -> bool:
         """Whether the node was asked to take nothing more in: STORE/draining exists."""
-        return (self.store / "draining").exists()
+        return os.path.exists(self._draining)  # noqa: PTH110  (asked for every instance)
 
     def enter(self) -> None:
         """Say that this process receives, until it ends: `reconcile` of a next node waits for that."""
@@ -195,7 +200,6 @@ class Spool:
         with _locked(held.parent):
             if not held.exists():
                 origin = {"calling_ae": calling_ae.strip(), "called_ae": called_ae.strip()}
-                origin["batch"] = secrets.token_hex(8)  # the same instances may come again years later, as another job
                 if self._store(part, f"{key}.{identity.digest[:_DIGEST]}.dcm", series_key, origin, held):
                     return Accepted(Fate.STORED, series_key, key)
             if _same(held, identity.digest):
@@ -234,18 +238,26 @@ class Spool:
         os.rename(part, name, dst_dir_fd=folder)
 
     def _make_durable(self, file: int, folder: int) -> None:
-        """Flush the file, the folder and, once, the folder's own name: together they share one commit of a journal."""
+        """Flush the file, the folder and, once, the folder's own name.
+
+        Where a flush takes long they go together, and share one commit of a journal; elsewhere threads cost more.
+        """
         origin = os.stat(_ORIGIN, dir_fd=folder)
         root = (origin.st_ino, origin.st_mtime_ns)
-        flushing = [self._flushers.submit(os.fsync, folder)]
+        others = [partial(os.fsync, folder)]
         if root not in self._rooted:
-            flushing.append(self._flushers.submit(flush, self._pending))
+            others.append(partial(flush, self._pending))
+        together = [self._flushers.submit(other) for other in others] if self._flush_seconds > _QUICK_SECONDS else []
+        began = time.monotonic()
         try:
             os.fsync(file)
         finally:
-            wait(flushing)
-        for flushed in flushing:
+            wait(together)
+        self._flush_seconds = time.monotonic() - began
+        for flushed in together:
             flushed.result()
+        for other in [] if together else others:
+            other()
         if len(self._rooted) > 10_000:
             self._rooted.clear()
         self._rooted.add(root)
@@ -272,7 +284,8 @@ class Spool:
         young = self._pending / f".{secrets.token_hex(12)}"
         young.mkdir(mode=0o700)
         try:
-            write_whole(young / _ORIGIN, origin)
+            batch = secrets.token_hex(8)  # the same instances may come again years later, as another job
+            write_whole(young / _ORIGIN, origin | {"batch": batch})
             young.rename(path)
         except OSError as error:
             shutil.rmtree(young, ignore_errors=True)
@@ -366,7 +379,9 @@ class Spool:
         self._finish(folder)
         names = sorted(path.name for path in _instances(folder))
         if not names:
-            shutil.rmtree(folder)
+            gone = folder.with_name(f".{secrets.token_hex(12)}")  # or a new series would take the emptied folder's place
+            folder.rename(gone)
+            shutil.rmtree(gone)
             return None
         origin: dict[str, Any] = json.loads((folder / _ORIGIN).read_bytes())
         said = "\n".join((*names, json.dumps(origin, sort_keys=True)))

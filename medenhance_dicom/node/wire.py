@@ -32,6 +32,8 @@ from medenhance_dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSI
 MAXIMUM_PDU = 131072
 LARGEST_PDU = 1 << 20
 """Bytes that a PDU may declare, whatever was negotiated: a request with 128 contexts is larger than a P-DATA-TF."""
+_AHEAD = 32768
+"""Bytes that a small read takes along where they are there: a PDU's header and the rest come at once."""
 _UNSENT = 64
 """P-DATA primitives that wait for the socket; more would hold a whole object in memory."""
 
@@ -119,6 +121,13 @@ class PromptSocket(AssociationSocket):
     """
 
     largest_pdu = LARGEST_PDU
+    _ahead: bytes | memoryview = b""
+    """Read already, and not asked for yet."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to read."""
+        return bool(self._ahead) or super().ready
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Read `nr_bytes`, fewer where the peer closes.
@@ -132,27 +141,30 @@ class PromptSocket(AssociationSocket):
         if nr_bytes > self.largest_pdu:
             self._shutdown_socket()
             raise ConnectionError("the PDU is larger than it may be")
-        data = bytearray(nr_bytes)
-        view = memoryview(data)
+        data = bytearray(self._ahead[:nr_bytes])
+        self._ahead = self._ahead[nr_bytes:]
+        if len(data) == nr_bytes:
+            return data
         timeout = sock.gettimeout()
         deadline = None if timeout is None else time.monotonic() + timeout
-        got = 0
         try:
-            while got < nr_bytes:
+            while (missing := nr_bytes - len(data)) > 0:
                 if deadline is not None and time.monotonic() > deadline:
                     raise TimeoutError("the PDU does not come in")
-                count = sock.recv_into(view[got:])
-                if not count:
+                block = sock.recv(max(missing, _AHEAD))
+                if not block:
                     break
-                got += count
                 quick_ack(sock)
+                data += block[:missing]
+                self._ahead = memoryview(block)[missing:]
         except OSError:
             self._shutdown_socket()
             raise
-        finally:
-            view.release()
-        del data[got:]
         return data
+
+    def unread(self, data: bytearray) -> None:
+        """Put back what `recv` gave; the next one gives it again."""
+        self._ahead = bytes(data) + self._ahead
 
 
 def on_open(event: Event, timeout: float | None, largest_pdu: int = LARGEST_PDU) -> None:
