@@ -10,7 +10,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -U "pip>=25.1"
-	$(BIN)/pip install -q -c constraints.txt -e ".[openvino,postgres,train]" --group test --group lint
+	$(BIN)/pip install -q -c constraints.txt -e ".[dicomweb,openvino,postgres,s3,train]" --group test --group lint
 	touch $@
 
 demo: install

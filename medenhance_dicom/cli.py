@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from medenhance_dicom import __version__
+from medenhance_dicom.archive import commands as archive_commands
 from medenhance_dicom.errors import (
     ConfigurationError,
     InputError,
@@ -553,3 +554,4 @@ def train(
 
 
 node_commands.add_to(app)
+archive_commands.add_to(app)

@@ -1,10 +1,11 @@
 """Durable work on DBOS: a job is one series, and goes through its stages whatever is killed meanwhile.
 
-A job begins with the stage "enhance"; what it says then leads to further stages, such as one for each destination. One
-DBOS workflow is one *go* at a stage. A stage that has to wait, for a peer or for a commitment, ends its workflow and
-has the next go enqueued with a delay. So nothing that waits holds a place or a process: it is a row in the database
-that any worker takes up. What a stage has done is kept in the job's folder and each go reads it there, so a go that is
-killed and repeated does only the rest, and so does a job whose database was lost.
+A job begins with the stage "enhance", or "fetch" where its instances have to be brought first. What a stage says
+leads to further ones, such as one for each destination. One DBOS workflow is one *go* at a stage. A stage that has to
+wait, for a peer or for a commitment, ends its workflow and has the next go enqueued with a delay. So nothing that
+waits holds a place or a process: it is a row in the database that any worker takes up. What a stage has done is kept
+in the job's folder and each go reads it there, so a go that is killed and repeated does only the rest, and so does a
+job whose database was lost.
 
 Workflow ids are `<job id>:<number>:<stage>`, numbers rising along a job, so enqueueing twice runs once. What must be
 worked on anew under the same series (other weights) needs another job id.
@@ -34,9 +35,14 @@ APPLICATION_VERSION = "1"
 upgrade strands nothing. Raise it only where `worker._task` calls its steps in another order or with other arguments,
 and then keep workers of the old version until their work is done."""
 ENHANCE = "enhance"
+FETCH = "fetch"
 WORKFLOW = "task"
 ENHANCING, DELIVERING = "enhance", "deliver"
-"""The queues."""
+FETCHING, REENHANCING = "fetch", "reenhance"
+"""The queues; the last two are of jobs with a priority above 0, which stand behind the work of the day."""
+
+_AT_ONCE, _NUMBERS = 64, 8
+"""Jobs, and gos of each, that are asked for in one statement."""
 
 State = Literal["queued", "working", "waiting", "done", "failed", "cancelled"]
 
@@ -46,6 +52,8 @@ class Task(NamedTuple):
 
     stage: str
     pause: float = 0.0
+    priority: int = 0
+    """Smaller goes first; 0 is the work of the day."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +130,9 @@ class Jobs:
         except Exception as error:
             raise ConfigurationError(f"database: {type(error).__name__}") from error
 
-    def enqueue(self, job: str, *, stage: str = ENHANCE, number: int = 0) -> None:
+    def enqueue(self, job: str, *, stage: str = ENHANCE, number: int = 0, priority: int = 0) -> None:
         """Add a job. One that was added before is left as it is, whatever became of it."""
-        self._client.enqueue(enqueue_options(job, stage, number, 0.0), job, stage, number)
+        self._client.enqueue(enqueue_options(job, stage, number, 0.0, priority), job, stage, number)
 
     def all(self) -> list[JobState]:
         """Every job, oldest first."""
@@ -141,6 +149,10 @@ class Jobs:
             raise KeyError(job)
         return found[0]
 
+    def some(self, jobs: Iterable[str], stages: Iterable[str]) -> list[JobState]:
+        """Those of the jobs that there are, whose stages are known: costs the same however many others there are."""
+        return _states(self._rows_of(list(jobs), list(stages)))
+
     def retry(self, job: str, *, always: str | None = None) -> list[str]:
         """Go at failed, cancelled and waiting stages now.
 
@@ -154,14 +166,16 @@ class Jobs:
         Raises:
             KeyError: No such job.
         """
-        stages = self.job(job).stages
+        rows = self._rows(job)
+        stages = _states(rows)[0].stages if rows else self.job(job).stages
+        priority = max((row.priority or 0 for row in rows), default=0)
         number = max(stage.number for stage in stages)
         again = []
         for stage in stages:
             if stage.state == "waiting":
                 self._client.set_workflow_delay(_id(job, stage.stage, stage.number), delay_seconds=0)
             elif stage.state in ("failed", "cancelled") or (stage.state == "done" and stage.stage == always):
-                self.enqueue(job, stage=stage.stage, number=number + 1)
+                self.enqueue(job, stage=stage.stage, number=number + 1, priority=priority)
             else:
                 continue
             again.append(stage.stage)
@@ -191,12 +205,17 @@ class Jobs:
         """Worker -> heartbeats so far; -1: stopped or declared dead."""
         return self._beats.counts()
 
-    def forget(self, jobs: Iterable[str]) -> None:
-        """Remove jobs from the database, finished ones that is: their folders are gone."""
-        for job in jobs:
-            ids = [row.workflow_id for row in self._rows(job)]
-            if ids:
-                self._client.delete_workflows(ids)
+    def forget(self, jobs: Iterable[str], stages: Iterable[str] = ()) -> None:
+        """Remove jobs from the database, finished ones that is: their folders are gone.
+
+        Args:
+            jobs: Their ids.
+            stages: All that they may have had. Unknown, the whole table is searched for each job.
+        """
+        asked, named = list(jobs), list(stages)
+        found = self._rows_of(asked, named) if named else [row for job in asked for row in self._rows(job)]
+        if found:
+            self._client.delete_workflows([row.workflow_id for row in found])
 
     def close(self) -> None:
         """Close the connections."""
@@ -207,25 +226,51 @@ class Jobs:
         prefix = None if job is None else f"{job}:"
         return self._client.list_workflows(name=WORKFLOW, workflow_id_prefix=prefix, load_input=False)
 
+    def _rows_of(self, jobs: list[str], stages: list[str]) -> list[WorkflowStatus]:
+        """By their ids, which a database finds by its index: numbers rise along a job without a gap."""
+        found: list[WorkflowStatus] = []
+        start = 0
+        while jobs:
+            rows: list[WorkflowStatus] = []
+            for first in range(0, len(jobs), _AT_ONCE):
+                part = jobs[first : first + _AT_ONCE]
+                ids = [_id(j, s, n) for j in part for s in stages for n in range(start, start + _NUMBERS)]
+                rows += self._client.list_workflows(workflow_ids=ids, load_input=False)
+            found += rows
+            start += _NUMBERS
+            more = {job for row in rows for job, number in [row.workflow_id.split(":")[:2]] if int(number) == start - 1}
+            jobs = [job for job in jobs if job in more]
+        return found
+
 
 def _id(job: str, stage: str, number: int) -> str:
     return f"{job}:{number}:{stage}"
 
 
-def enqueue_options(job: str, stage: str, number: int, pause: float) -> EnqueueOptions:
+def enqueue_options(job: str, stage: str, number: int, pause: float, priority: int = 0) -> EnqueueOptions:
     """How DBOS is to take a go in; one of the same number is taken in once."""
     options = EnqueueOptions(
         workflow_name=WORKFLOW,
-        queue_name=ENHANCING if stage == ENHANCE else DELIVERING,
+        queue_name=_queue(stage, priority),
         workflow_id=_id(job, stage, number),
         app_version=APPLICATION_VERSION,
         application_name=APPLICATION,
     )
-    if stage != ENHANCE:
+    if stage not in (ENHANCE, FETCH):
         options["queue_partition_key"] = stage
     if pause > 0:
         options["delay_seconds"] = pause
+    if priority > 0:
+        options["priority"] = priority
     return options
+
+
+def _queue(stage: str, priority: int) -> str:
+    if stage == FETCH:
+        return FETCHING
+    if stage == ENHANCE:
+        return REENHANCING if priority else ENHANCING
+    return DELIVERING
 
 
 def prepare_database(database: str) -> None:

@@ -46,6 +46,7 @@ from medenhance_dicom.errors import (
     OutputError,
     UnreadableInstanceError,
 )
+from medenhance_dicom.headers import plausible
 from medenhance_dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 _MIB = 1 << 20
@@ -135,7 +136,7 @@ def find_instances(paths: Iterable[Path], scratch: Path, *, limits: Limits | Non
             yield from _walk(path)
         elif not path.is_file():
             raise InputError(f"no such file or folder: {path}")
-        elif _is_dicomdir(path):
+        elif is_dicomdir(path):
             yield from _referenced_files(path, limits)
         elif _starts_with(path, b"PK\x03\x04", b"PK\x05\x06"):
             yield from _unpack(path, scratch, limits)
@@ -176,7 +177,8 @@ def _head(path: Path) -> bytes:
         return b""
 
 
-def _is_dicomdir(path: Path) -> bool:
+def is_dicomdir(path: Path) -> bool:
+    """Whether a file is a directory of others (PS3.3 annex F), by its name or its SOP class."""
     head = _head(path)
     return head[128:132] == b"DICM" and (
         path.name.upper() == "DICOMDIR" or re.search(rf"{_DICOMDIR_SOP_CLASS}(?![\d.])".encode(), head) is not None
@@ -265,20 +267,7 @@ def _ignoring_case(root: Path, parts: list[str]) -> Path:
 
 def looks_like_dicom(path: Path) -> bool:
     """True with the DICM prefix (PS3.10 section 7.1), or when the file starts like a data set without one."""
-    return _plausible(_head(path))
-
-
-def _plausible(head: bytes) -> bool:
-    if head[128:132] == b"DICM":
-        return True
-    if len(head) < 16:
-        return False
-    group, element, length = struct.unpack("<HHL", head[:8])
-    if group in (0x0002, 0x0008) and element <= 0x0100:
-        return (
-            head[4:6] in (b"UL", b"UI", b"CS", b"LO", b"SH", b"OB", b"DA", b"TM", b"DT", b"SQ", b"ST") or length <= 512
-        )
-    return head[:2] == b"\x00\x08" and head[4:6].isalpha() and head[4:6].isupper()
+    return plausible(_head(path))
 
 
 class _Metered:
@@ -358,7 +347,7 @@ def open_instance(
 
 
 def _parse(file: BinaryIO, limits: Limits, header_only: bool) -> tuple[Dataset, BinaryIO, PixelElement | None]:
-    if not _plausible(file.read(512)):
+    if not plausible(file.read(512)):
         raise UnreadableInstanceError("not DICOM")
     stream = file
     found: list[PixelElement] = []

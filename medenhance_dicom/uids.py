@@ -30,12 +30,17 @@ def derived_uid(*parts: str | bytes) -> str:
         >>> derived_uid("a", "b") == derived_uid("a", "b"), derived_uid("a", "b") == derived_uid("ab")
         (True, False)
     """
+    return f"2.25.{int(digest_of(*parts)[:32], 16)}"
+
+
+def digest_of(*parts: str | bytes) -> str:
+    """Hex SHA-256 over the length-prefixed parts."""
     sha = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
         sha.update(len(data).to_bytes(8, "big"))
         sha.update(data)
-    return f"2.25.{int.from_bytes(sha.digest()[:16], 'big')}"
+    return sha.hexdigest()
 
 
 def device_uid(weights_digest: str) -> str:

@@ -22,6 +22,8 @@ from medenhance_dicom.jobs import (
     APPLICATION_VERSION,
     DELIVERING,
     ENHANCING,
+    FETCHING,
+    REENHANCING,
     WORKFLOW,
     Result,
     Work,
@@ -30,8 +32,14 @@ from medenhance_dicom.jobs import (
 )
 
 POLLING_SECONDS = 0.1
+UNHURRIED_SECONDS = 0.4
+"""Between looks at the queues of work that nobody waits for; a look costs about 3 ms of a core."""
 DELIVERIES = 4
 """Gos at one destination that a worker runs at once: a peer that stalls holds up nobody else."""
+FETCHES = 2
+"""Series that a worker fetches at once, while it enhances another."""
+TAKEN = 2
+"""Of work that nobody waits for: one that is enhanced, and one that stands ready, so that none is waited for."""
 _BACK = 60.0  # seconds by which a clock must have been set back before delays are mended
 
 log = logging.getLogger(__name__)
@@ -85,7 +93,14 @@ class Worker:
 
 
 def launch(
-    work: Work, *, database: str, locks: Path, executor: str | None = None, beat: float = 5.0, silent: float = 60.0
+    work: Work,
+    *,
+    database: str,
+    locks: Path,
+    executor: str | None = None,
+    beat: float = 5.0,
+    silent: float = 60.0,
+    hurried: bool = True,
 ) -> Worker:
     """Start working in threads of this process, on one series and `DELIVERIES` deliveries to each peer at once.
 
@@ -99,6 +114,7 @@ def launch(
             process has.
         beat: Seconds between heartbeats.
         silent: Seconds without a heartbeat after which a worker is dead to the others.
+        hurried: Somebody may wait for the work; else live jobs are not looked for.
 
     Raises:
         ConfigurationError: The database cannot be reached, or the name is another living process's.
@@ -110,15 +126,23 @@ def launch(
         _work = work
         _stopping.clear()
         DBOS(config=_config(database, executor))
+        if not hurried:
+            DBOS.listen_queues([FETCHING, REENHANCING, DELIVERING])
         DBOS.launch()
         # On every start: an earlier release may have registered other numbers.
         DBOS.register_queue(
             ENHANCING, worker_concurrency=1, polling_interval_sec=POLLING_SECONDS, on_conflict="always_update"
         )
         DBOS.register_queue(
+            FETCHING, worker_concurrency=FETCHES, polling_interval_sec=UNHURRIED_SECONDS, on_conflict="always_update"
+        )
+        DBOS.register_queue(
+            REENHANCING, worker_concurrency=TAKEN, polling_interval_sec=UNHURRIED_SECONDS, on_conflict="always_update"
+        )
+        DBOS.register_queue(
             DELIVERING,
             partition_worker_concurrency=DELIVERIES,
-            polling_interval_sec=POLLING_SECONDS,
+            polling_interval_sec=POLLING_SECONDS if hurried else UNHURRIED_SECONDS,
             on_conflict="always_update",
         )
         return Worker(executor, database, lock, beat=beat, silent=silent)
@@ -138,8 +162,8 @@ _stopping = threading.Event()
 def _task(job: str, stage: str, number: int) -> dict[str, Any]:
     """One go at a stage, and the enqueueing of what follows."""
     result = DBOS.run_step({"name": "go"}, _go, job, stage)
-    for follow, pause in result["then"]:
-        options = enqueue_options(job, follow, number + 1, pause)
+    for follow, pause, *more in result["then"]:  # of an earlier release without a priority
+        options = enqueue_options(job, follow, number + 1, pause, *more)
         DBOS.enqueue_workflow_with_options(options, job, follow, number + 1)
     return result
 

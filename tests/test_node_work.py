@@ -360,9 +360,9 @@ def test_stopping_is_no_failure(tmp_path, monkeypatch):
     node = Node(tmp_path, rules=())
     for _ in range(5):
         result = node.work.go(JOB, "enhance", node.stopping)
-        assert (result.state, result.then) == ("waiting", (("enhance", 0.0),))
+        assert (result.state, result.then) == ("waiting", (("enhance", 0.0, 0),))
     node.stopping.set()
-    assert node.work.go(JOB, "to.archive", node.stopping).then == (("to.archive", 0.0),)
+    assert node.work.go(JOB, "to.archive", node.stopping).then == (("to.archive", 0.0, 0),)
     assert node.network.got == {}
 
 
@@ -386,7 +386,7 @@ def test_a_stage_that_another_worker_is_at_is_left_alone(tmp_path):
     with locked(node.folder / ".enhance.lock") as free:
         assert free
         result = node.work.go(JOB, "enhance", node.stopping)
-        assert (result.say, result.then) == ("another worker is at it", (("enhance", 5.0),))
+        assert (result.say, result.then) == ("another worker is at it", (("enhance", 5.0, 0),))
     assert node.work.go(JOB, "enhance", node.stopping).state == "done"
 
 
@@ -406,7 +406,7 @@ def test_a_late_report_is_taken_when_it_comes(tmp_path):
     node.network.commits = None
     node.work.go(JOB, "enhance", node.stopping)
     first = node.work.go(JOB, "to.archive", node.stopping)
-    assert (first.state, first.then) == ("waiting", (("to.archive", 1.0),))
+    assert (first.state, first.then) == ("waiting", (("to.archive", 1.0, 0),))
     assert not node.done
     transaction = read_ledger(ledger_path(node.folder, "archive")).transaction
     node.network.reports[transaction] = Commitment(frozenset({"1.0", "1.1"}), {})

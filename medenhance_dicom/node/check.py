@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -88,7 +89,9 @@ def check(settings: NodeSettings, *, now: datetime, peers: bool = True) -> Itera
         if peers:
             callers = {peer.ae_title for peer in settings.peers}
             try:
-                if destination.stow is None:
+                if destination.folder is not None:
+                    yield _probe_folder(name, destination.folder)
+                elif destination.stow is None:
                     yield from _probe_dimse(name, destination, settings.listener.ae_title, callers)
                 else:
                     yield from _probe_stow(name, destination)
@@ -96,6 +99,16 @@ def check(settings: NodeSettings, *, now: datetime, peers: bool = True) -> Itera
                 yield Finding(name, "wrong", str(error), peer=True)
             except ConfigurationError as error:
                 yield Finding(name, "wrong", str(error))
+
+
+def _probe_folder(name: str, folder: Path) -> Finding:
+    """Whether files can be put there; it is made where it is missing, as it would be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".check."):
+            return Finding(name, "ok", f"{folder} can be written")
+    except OSError as error:
+        return Finding(name, "wrong", f"{folder}: {error.strerror}")
 
 
 # ---------------------------------------------------------------- this machine

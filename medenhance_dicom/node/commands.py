@@ -43,12 +43,12 @@ def node_run(config: ConfigArgument = DEFAULT_CONFIG, log_format: LogFormat = "t
     from medenhance_dicom.node.logs import set_up_logs
     from medenhance_dicom.node.serve import NodeProcess
 
-    _keep_private()
+    keep_private()
     set_up_logs(log_format)
     raise typer.Exit(NodeProcess(config.absolute(), log_format=log_format).run())
 
 
-def _keep_private() -> None:
+def keep_private() -> None:
     """Files for our user alone, and no core dumps: both would hold pictures of patients."""
     import resource
 
@@ -211,6 +211,6 @@ def worker(config: ConfigArgument = DEFAULT_CONFIG, log_format: LogFormat = "tex
     from medenhance_dicom.node.settings import load_settings
     from medenhance_dicom.node.worker import work_until_stopped
 
-    _keep_private()
+    keep_private()
     set_up_logs(log_format)
     work_until_stopped(partial(load_settings, config.absolute()))

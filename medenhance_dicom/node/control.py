@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from medenhance_dicom.audit import Audit
-from medenhance_dicom.jobs import ENHANCE, Jobs, JobState, StageState, sqlite_url
+from medenhance_dicom.jobs import ENHANCE, FETCH, Jobs, JobState, StageState, sqlite_url
 from medenhance_dicom.node.delivering import TO
 from medenhance_dicom.node.delivery import read_ledger
-from medenhance_dicom.node.jobfolder import ledger_path, read_whole, write_lines, write_whole
+from medenhance_dicom.node.jobfolder import ARCHIVE, job_folder, ledger_path, read_whole, write_lines, write_whole
 from medenhance_dicom.node.settings import NodeSettings
 
 
@@ -122,17 +122,22 @@ class Control:
         again = [{"event": "retried", "at": self._clock()}]
         for ledger in (folder / "sent").glob("*.jsonl"):
             write_lines(ledger, again)
-        if (journal := folder / "enhance.jsonl").exists():
-            write_lines(journal, again)
+        for name in ("fetch.jsonl", "enhance.jsonl"):
+            if (journal := folder / name).exists():
+                write_lines(journal, again)
         if "failed" in (read_whole(folder / "enhanced.json") or {}):
             (folder / "enhanced.json").unlink()
-        if (plan := read_whole(folder / "plan.json")) is not None:
+        plan = read_whole(folder / "plan.json")
+        if plan is not None and "archive" not in plan:
             write_whole(folder / "plan.json", {"made": plan["made"]})  # the rules decide anew
         self._audit.append("retried", job=job)
         if not stages:
-            self.jobs.enqueue(job)
-            return [ENHANCE]
+            first = FETCH if (folder / "fetch.json").exists() else ENHANCE
+            self.jobs.enqueue(job, stage=first, priority=(plan or {}).get("priority", 0))
+            return [first]
         # "enhance" first: it is over at once where it was done, and starts every destination of the new plan.
+        if any(stage.stage == FETCH and stage.state != "done" for stage in stages):
+            return self.jobs.retry(job)  # it has not come to that
         return self.jobs.retry(job, always=ENHANCE)
 
     def cancel(self, job: str) -> bool:
@@ -164,9 +169,10 @@ class Control:
         Raises:
             KeyError: None does, or several do.
         """
-        if (self._store / "jobs" / job / "job.json").exists():
+        if (job_folder(self._store, job) / "job.json").exists():
             return job
-        found = [path.name for path in (self._store / "jobs").glob(f"{job}*")] if job.isalnum() else []
+        folders = (self._store / "jobs", self._store / ARCHIVE)
+        found = [path.name for folder in folders for path in folder.glob(f"{job}*")] if job.isalnum() else []
         if len(found) != 1:
             raise KeyError(job)
         return found[0]
@@ -176,10 +182,10 @@ class Control:
         self.jobs.close()
 
     def _folder(self, job: str) -> Path:
-        return self._store / "jobs" / self.full_id(job)
+        return job_folder(self._store, self.full_id(job))
 
     def _summary(self, state: JobState) -> dict[str, Any]:
-        facts = read_whole(self._store / "jobs" / state.job / "job.json") or {}
+        facts = read_whole(job_folder(self._store, state.job) / "job.json") or {}
         troubled = [stage for stage in state.stages if stage.state == state.state and stage.say]
         return {
             "job": state.job,
@@ -198,6 +204,8 @@ def _iso(seconds: float) -> str:
 def _received(facts: dict[str, Any]) -> str:
     what = f"{facts.get('instances', '?')} instances of {facts.get('Modality') or 'no modality'}"
     end = "; the series had not come to its end when its time was up" if facts.get("partial") else ""
+    if "archive" in facts:
+        return f"The archive plan {facts['archive']} has {what}."
     return f"{facts.get('calling_ae', 'Somebody')} sent {what}{end}."
 
 
@@ -240,6 +248,7 @@ def _happened(event: dict[str, Any]) -> str | None:
 
 def _now(stage: StageState) -> str:
     name = f"Delivery to {stage.stage.removeprefix(TO)}" if stage.stage.startswith(TO) else "Enhancement"
+    name = "Fetching" if stage.stage == FETCH else name
     match stage.state:
         case "queued":
             words = "waits for a worker that is free"

@@ -75,7 +75,7 @@ class Delivering:
             decision = decide(
                 ledger,
                 files,
-                commit=destination.commit and destination.stow is None,
+                commit=destination.commit and destination.stow is None and destination.folder is None,
                 commit_seconds=destination.commit_seconds,
                 work=settings.work,
                 now=self._clock(),
@@ -215,7 +215,7 @@ def wanted_files(folder: Path, destination: Destination) -> list[str]:
     """What a destination shall have: originals, and derived files only where the gate let them pass."""
     files: list[str] = []
     if destination.send in ("originals", "both"):
-        files += sorted(f"source/{path.name}" for path in (folder / "source").iterdir() if path.suffix == ".dcm")
+        files += sorted(str(path.relative_to(folder)) for path in (folder / "source").rglob("*.dcm"))
     if destination.send in ("derived", "both"):
         files += (read_whole(folder / "enhanced.json") or {}).get("derived", [])
     return files

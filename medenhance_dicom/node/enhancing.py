@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,9 @@ from medenhance_dicom.node.settings import NodeSettings
 if TYPE_CHECKING:
     from medenhance_dicom.enhance import Enhancement
 
+_KEPT = 3
+"""Enhancements of a process with their weights: the node's own, an archive's and what that is compared with."""
+
 log = logging.getLogger(__name__)
 
 
@@ -27,13 +31,48 @@ class _StoppedError(Exception):
     """The worker is to stop."""
 
 
+class Turns:
+    """Who enhances next in this process: one at a time, and an archive's series only when no other one waits."""
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._taken, self._waiting = False, 0
+
+    @contextmanager
+    def turn(self, *, behind: bool, stopping: threading.Event) -> Iterator[bool]:
+        """Wait for a turn. False: the worker is to stop.
+
+        Args:
+            behind: Let those go first that are not.
+            stopping: Ends the waiting.
+        """
+        with self._free:
+            self._waiting += not behind
+            try:
+                while self._taken or (behind and self._waiting):
+                    if stopping.is_set():
+                        break
+                    self._free.wait(0.2)
+            finally:
+                self._waiting -= not behind
+            mine = not stopping.is_set() and not self._taken
+            self._taken = self._taken or mine
+        try:
+            yield mine
+        finally:
+            if mine:
+                with self._free:
+                    self._taken = False
+                    self._free.notify_all()
+
+
 class Enhancing:
-    """The stage "enhance"; its gos run one after the other in a process."""
+    """The stage "enhance"; its gos run one after the other in a process, see `Turns`."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Args: clock: seconds since the epoch."""
         self._clock = clock
-        self._enhancement: tuple[object, Enhancement] | None = None
+        self._enhancements: dict[object, Enhancement] = {}
 
     def go(
         self, folder: Path, made: float, settings: NodeSettings, stopping: threading.Event
@@ -95,7 +134,7 @@ class Enhancing:
         return dict(counts), derived
 
     def _enhancement_for(self, settings: NodeSettings, output: Path, *, made: float) -> Enhancement:
-        """The process's one Enhancement, so that weights load once; a new one where its options changed."""
+        """The process's Enhancement of these options, so that weights load once; the last few are kept."""
         from medenhance_dicom.enhance import Enhancement
         from medenhance_dicom.selection import Settings
 
@@ -111,9 +150,10 @@ class Enhancing:
             allow=frozenset(name.upper() for name in asked.allow),
         )
         now = datetime.fromtimestamp(made, UTC)
-        if self._enhancement is None or self._enhancement[0] != asked:
-            self._enhancement = (asked, Enhancement(options, now=now))
-        run = self._enhancement[1]
+        run = self._enhancements.pop(asked, None) or Enhancement(options, now=now)
+        self._enhancements[asked] = run
+        while len(self._enhancements) > _KEPT:
+            del self._enhancements[next(iter(self._enhancements))]
         run.settings, run.now = replace(run.settings, output=output), now
         return run
 

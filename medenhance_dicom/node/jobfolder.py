@@ -14,6 +14,15 @@ from typing import Any
 
 from medenhance_dicom.errors import MedenhanceError
 
+ARCHIVE = "archive"
+"""Folder of the store for jobs of archives, which the node's reconciliation and retention leave alone."""
+
+
+def job_folder(store: Path, job: str) -> Path:
+    """Where a job lies: one of an archive, whose originals lie elsewhere, or one that the node received."""
+    folder = store / ARCHIVE / job
+    return folder if folder.is_dir() else store / "jobs" / job
+
 
 def read_whole(path: Path) -> dict[str, Any] | None:
     """A small JSON file; None where there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pynetdicom import build_context, build_role, evt
 from pynetdicom.presentation import PresentationContext
 
 from medenhance_dicom.errors import InputError, PeerError
-from medenhance_dicom.node.association import MAXIMUM_CONTEXTS, associated
+from medenhance_dicom.node.association import MAXIMUM_CONTEXTS, NoContextError, associated
 from medenhance_dicom.node.commit import address_of
 from medenhance_dicom.node.forward import contexts_for, deliver, read_instance_meta
 from medenhance_dicom.node.index import LEVELS, Held, Index, keys_of
@@ -74,8 +75,17 @@ def echo(destination: Destination, *, calling_ae: str) -> None:
         raise PeerError(f"{destination.name} answers the C-ECHO with 0x{status:04X}")
 
 
+def finding(destination: Destination, *, calling_ae: str) -> AbstractContextManager[Any]:
+    """An association for many `find`s, one after the other.
+
+    Raises:
+        PeerError: Unreachable, or it refuses.
+    """
+    return associated(destination, [build_context(FIND)], calling_ae=calling_ae)
+
+
 def find(
-    destination: Destination, identifier: Dataset, *, calling_ae: str, limit: int | None = None
+    destination: Destination, identifier: Dataset, *, calling_ae: str, limit: int | None = None, over: Any = None
 ) -> Iterator[Dataset]:
     """Matches of a C-FIND, as they come.
 
@@ -84,11 +94,13 @@ def find(
         identifier: QueryRetrieveLevel and keys.
         calling_ae: Our AE title.
         limit: After so many the query is cancelled, as it is when the caller stops listening.
+        over: An association of `finding`; None: one of its own.
 
     Raises:
         PeerError: Unreachable, silent, or it refuses the query.
     """
-    with associated(destination, [build_context(FIND)], calling_ae=calling_ae) as assoc:
+    own = finding(destination, calling_ae=calling_ae) if over is None else nullcontext(over)
+    with own as assoc:
         count = 0
         for answer, found in assoc.send_c_find(identifier, FIND, msg_id=1):
             status = _status(destination, answer)
@@ -158,24 +170,30 @@ def get(
             so that nothing is rewritten; with many the peer chooses one for each class.
 
     Raises:
+        NoContextError: The peer does not offer C-GET.
         PeerError: As `move`.
     """
     contexts = [build_context(GET), *_offered(sop_classes)]
     roles = [build_role(UID(uid), scp_role=True) for uid in sop_classes]
 
-    def store(event: evt.Event) -> int:
-        part = folder / f".{secrets.token_hex(12)}.part"
-        try:
-            shutil.copyfile(event.dataset_path, part)
-            part.replace(folder / f"{part.name[1:-5]}.dcm")
-        except OSError:
-            part.unlink(missing_ok=True)
-            return 0xA700
-        return 0x0000
-
-    handlers = [(evt.EVT_C_STORE, store)]
-    with associated(destination, contexts, calling_ae=calling_ae, roles=roles, handlers=handlers) as assoc:
+    with associated(
+        destination, contexts, calling_ae=calling_ae, roles=roles, handlers=[(evt.EVT_C_STORE, take, [folder])]
+    ) as assoc:
+        if not any(context.abstract_syntax == GET for context in assoc.accepted_contexts):
+            raise NoContextError(f"{destination.name} does not offer C-GET", permanent=True)
         yield from _progress(destination, assoc, assoc.send_c_get(identifier, GET, msg_id=1), GET)
+
+
+def take(event: evt.Event, folder: Path) -> int:
+    """Handler of `EVT_C_STORE` for what we asked for: into `folder`, under a name of our own."""
+    part = folder / f".{secrets.token_hex(12)}.part"
+    try:
+        shutil.copyfile(event.dataset_path, part)
+        part.replace(folder / f"{part.name[1:-5]}.dcm")
+    except OSError:
+        part.unlink(missing_ok=True)
+        return 0xA700
+    return 0x0000
 
 
 def _offered(sop_classes: tuple[str, ...]) -> list[PresentationContext]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from medenhance_dicom.audit import Audit
 from medenhance_dicom.jobs import Jobs
-from medenhance_dicom.node.jobfolder import flush, read_lines, read_whole
+from medenhance_dicom.node.jobfolder import ARCHIVE, flush, read_lines, read_whole
 from medenhance_dicom.node.settings import Retention
 from medenhance_dicom.node.spool import SealedSeries, Spool
 
@@ -73,7 +73,8 @@ def sweep(spool: Spool, jobs: Jobs, audit: Audit, retention: Retention, *, now: 
 
 def drop_parts(store: Path, now: float) -> None:
     """Remove what killed processes left of files that they were writing; one that is being written is young."""
-    for pattern in ("jobs/*/.*.part", "jobs/*/derived/*/*/.*.part", "commitments/.*.part", "commitments/asked/.*.part"):
+    jobs = [f"{folder}/*/{inside}.*.part" for folder in ("jobs", ARCHIVE) for inside in ("", "derived/*/*/")]
+    for pattern in (*jobs, "commitments/.*.part", "commitments/asked/.*.part"):
         for part in store.glob(pattern):
             with contextlib.suppress(FileNotFoundError):
                 if abs(now - part.stat().st_mtime) > _OLD_PART:

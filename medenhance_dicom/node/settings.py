@@ -119,7 +119,7 @@ class Enhancing(_Table):
 
 
 class Destination(_Table):
-    """Where series are sent: a DICOM peer by C-STORE, or a DICOMweb server by STOW-RS."""
+    """Where series are sent: a DICOM peer by C-STORE, a DICOMweb server by STOW-RS, or a folder."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+$")]
     ae_title: AETitle | None = None
@@ -128,6 +128,8 @@ class Destination(_Table):
     tls: TLSFiles | None = None
     stow: str | None = None
     """URL of the studies resource, https://archive/dicom-web/studies, in place of AE title, host and port."""
+    folder: Path | None = None
+    """A folder on disk; files go to FOLDER/STUDY/SERIES/INSTANCE.dcm, by UIDs."""
     authorization_file: Path | None = None
     """Holds the value of the Authorization header."""
     send: Send = "both"
@@ -141,10 +143,13 @@ class Destination(_Table):
     @model_validator(mode="after")
     def _one_address(self) -> Destination:
         dimse = (self.ae_title, self.host, self.port)
-        if self.stow is None and None in dimse:
-            raise ValueError("needs ae_title, host and port, or stow")
-        if self.stow is not None and any(value is not None for value in dimse):
-            raise ValueError("has both a DICOM address and stow")
+        others = sum(way is not None for way in (self.stow, self.folder))
+        if others == 0 and None in dimse:
+            raise ValueError("needs ae_title, host and port, or stow, or folder")
+        if others and any(value is not None for value in dimse):
+            raise ValueError(f"has both a DICOM address and {'stow' if self.stow is not None else 'folder'}")
+        if others > 1:
+            raise ValueError("has both stow and folder")
         return self
 
 

@@ -3,7 +3,8 @@
 Implements `jobs.Work` over the folder of a job:
 
     job.json          what was sealed
-    plan.json         where it goes, decided at the first go
+    plan.json         where it goes, decided at the first go; of an archive's job, when it is made
+    fetch.json        of an archive's job: what is to be brought into source/, by the stage "fetch"
     enhance.jsonl     starts and failures of the enhancement
     derived/          what came of it, with run_report.json beside
     enhanced.json     the enhancement has ended: which derived files may be sent
@@ -19,29 +20,32 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medenhance_dicom.archive.work import Fetching, settings_of
 from medenhance_dicom.audit import Audit
 from medenhance_dicom.errors import ConfigurationError, InputError, OutputError
-from medenhance_dicom.jobs import ENHANCE, Result, Task
+from medenhance_dicom.jobs import ENHANCE, FETCH, Result, Task
 from medenhance_dicom.node.delivering import TO, Commitment, Delivering, Peers
 from medenhance_dicom.node.delivery import Instance, read_ledger
-from medenhance_dicom.node.enhancing import Enhancing
-from medenhance_dicom.node.jobfolder import ledger_path, locked, read_whole, said, write_whole
+from medenhance_dicom.node.enhancing import Enhancing, Turns
+from medenhance_dicom.node.jobfolder import job_folder, ledger_path, locked, read_whole, said, write_whole
 from medenhance_dicom.node.settings import Destination, NodeSettings
 
 if TYPE_CHECKING:
     from medenhance_dicom.node.forward import SendReport
     from medenhance_dicom.worker import Worker
 
+_FEW = 16  # files that are put into a folder without a stage of its own
 _BUSY = 5.0  # seconds until a stage that another worker is at is looked at again
 
 log = logging.getLogger(__name__)
 
 
 class SeriesWork:
-    """The stages of a series. Gos may run in several threads; that of "enhance" in one."""
+    """The stages of a series. Gos may run in several threads; enhancing takes turns."""
 
     def __init__(
         self, settings: Callable[[], NodeSettings], peers: Peers, *, clock: Callable[[], float] = time.time
@@ -50,12 +54,13 @@ class SeriesWork:
         self._settings, self._clock = settings, clock
         self._store = settings().store
         self.audit = Audit(self._store / "audit" / "audit.jsonl", clock=clock)
-        self._enhancing = Enhancing(clock)
+        self._fetching = Fetching(clock)
+        self._enhancing, self._turns = Enhancing(clock), Turns()
         self._delivering = Delivering(peers, self.audit, clock)
 
     def go(self, job: str, stage: str, stopping: threading.Event) -> Result:
         """One go at a stage; see `jobs.Work`."""
-        folder = self._store / "jobs" / job
+        folder = job_folder(self._store, job)
         if not (folder / "source").is_dir():
             return Result("cancelled", "its folder is gone")
         if (folder / "cancelled").exists():
@@ -66,13 +71,23 @@ class SeriesWork:
             with locked(folder / f".{stage}.lock") as free:
                 if not free:  # a worker that was taken for dead is at it
                     return Result("waiting", "another worker is at it", (Task(stage, _BUSY),))
-                return self._go(folder, stage, stopping)
+                behind = (read_whole(folder / "plan.json") or {}).get("priority", 0)
+                if stage != ENHANCE:
+                    result = self._go(folder, stage, stopping)
+                else:
+                    with self._turns.turn(behind=behind > 0, stopping=stopping) as mine:
+                        stopped = Result("waiting", "the worker stopped", (Task(stage),))
+                        result = self._go(folder, stage, stopping) if mine else stopped
+                # What follows in an archive's job stands behind the work of the day, too.
+                return replace(result, then=tuple(task._replace(priority=behind) for task in result.then))
         except (OSError, OutputError) as error:  # it cannot be written down: tried until the disk takes it
             log.warning("job %s, %s: %s", job, stage, said(error))
             return Result("waiting", f"the disk: {said(error)}", (Task(stage, self._settings().work.first_pause),))
 
     def _go(self, folder: Path, stage: str, stopping: threading.Event) -> Result:
         try:
+            if stage == FETCH:
+                return self._fetch(folder, stopping)
             if stage == ENHANCE:
                 return self._enhance(folder, stopping)
             return self._deliver(folder, stage.removeprefix(TO), stopping)
@@ -80,13 +95,20 @@ class SeriesWork:
             raise
         except Exception as error:  # nobody thought of it: a person has to see it
             log.error("job %s, %s: %s", folder.name, stage, said(error))
-            to = {"destination": stage.removeprefix(TO)} if stage != ENHANCE else {}
+            to = {"destination": stage.removeprefix(TO)} if stage.startswith(TO) else {}
             self.audit.append("dead letter", job=folder.name, why=said(error), **to)
             return Result("failed", said(error))
+
+    def _fetch(self, folder: Path, stopping: threading.Event) -> Result:
+        result = self._fetching.go(folder, self._settings().work, stopping)
+        if result.state == "failed":
+            self.audit.append("dead letter", job=folder.name, why=result.say)
+        return result
 
     def _enhance(self, folder: Path, stopping: threading.Event) -> Result:
         settings = self._settings()
         plan = self._plan(folder, settings)
+        settings = settings_of(plan, settings)
         ended = read_whole(folder / "enhanced.json")
         if ended is None:
             if plan["enhance"]:
@@ -96,22 +118,46 @@ class SeriesWork:
                 ended = tried
             else:
                 ended = {"counts": {}, "derived": []}
-            event = "not enhanced" if "failed" in ended else "enhanced"
-            self.audit.append(event, job=folder.name, **_facts(ended))
-            write_whole(folder / "enhanced.json", ended)
-        then = tuple(Task(TO + name) for name in plan["destinations"])
+            write_whole(folder / "enhanced.json", ended)  # first: what is in the trail is never enhanced again
+            self._tell_enhanced(folder.name, ended)
+        elif not any(event["event"] in ("enhanced", "not enhanced") for event in self.audit.events(folder.name)):
+            self._tell_enhanced(folder.name, ended)  # a worker died in between
+        then = tuple(Task(TO + name) for name in self._not_at_hand(folder, plan, settings, ended, stopping))
         if "failed" in ended:
             return Result("failed", ended["failed"], then)
-        if not then:
+        if not plan["destinations"]:
             self._mark_done(folder, plan)
         return Result("done", _counted(ended["counts"]) or "passed on as it came", then)
+
+    def _not_at_hand(
+        self,
+        folder: Path,
+        plan: dict[str, Any],
+        settings: NodeSettings,
+        ended: dict[str, Any],
+        stopping: threading.Event,
+    ) -> list[str]:
+        """The destinations that take a stage of their own: not folders, for a few files, which are filled at once."""
+        left = []
+        for name in plan["destinations"]:
+            there = next((d for d in settings.destinations if d.name == name), None)
+            few = there is not None and there.folder is not None and there.send == "derived"
+            if few and "failed" not in ended and len(ended["derived"]) <= _FEW:
+                with locked(folder / f".{TO}{name}.lock") as free:
+                    if free and self._deliver(folder, name, stopping).state == "done":
+                        continue
+            left.append(name)
+        return left
+
+    def _tell_enhanced(self, job: str, ended: dict[str, Any]) -> None:
+        self.audit.append("not enhanced" if "failed" in ended else "enhanced", job=job, **_facts(ended))
 
     def _deliver(self, folder: Path, name: str, stopping: threading.Event) -> Result:
         settings = self._settings()
         plan = self._plan(folder, settings)
         if name not in plan["destinations"]:
             return Result("done", "no longer asked for")
-        result = self._delivering.go(folder, name, settings, stopping)
+        result = self._delivering.go(folder, name, settings_of(plan, settings), stopping)
         if result.state == "done":
             self._mark_done(folder, plan)
         return result
@@ -163,14 +209,17 @@ def settings_reader(load: Callable[[], NodeSettings]) -> Callable[[], NodeSettin
 
 
 def network_peers(store: Path) -> Peers:
-    """The real network: C-STORE or STOW-RS, and Storage Commitment."""
+    """The real world: C-STORE, STOW-RS or a folder, and Storage Commitment."""
     from medenhance_dicom.node.commit import report_of, request_commitment
     from medenhance_dicom.node.forward import send_files
     from medenhance_dicom.node.stow import store_rs
+    from medenhance_dicom.node.tofolder import store_in_folder
 
     def send(paths: Sequence[Path], destination: Destination, calling_ae: str) -> SendReport:
         if destination.stow is not None:
             return store_rs(paths, destination)
+        if destination.folder is not None:
+            return store_in_folder(paths, destination)
         return send_files(paths, destination, calling_ae=calling_ae)
 
     def ask(instances: Sequence[Instance], destination: Destination, calling_ae: str, transaction: str) -> None:
@@ -183,8 +232,12 @@ def network_peers(store: Path) -> Peers:
     return Peers(send, ask, report)
 
 
-def launch_worker(load: Callable[[], NodeSettings]) -> Worker:
+def launch_worker(load: Callable[[], NodeSettings], *, hurried: bool = True) -> Worker:
     """Start a worker on the node's jobs in this process. `load` reads the configuration, before each go.
+
+    Args:
+        load: See above.
+        hurried: False for a store that has jobs of archives alone.
 
     Raises:
         ConfigurationError: The file is wrong, or the database cannot be reached.
@@ -200,6 +253,7 @@ def launch_worker(load: Callable[[], NodeSettings]) -> Worker:
         locks=settings.store / "workers",
         beat=settings.work.heartbeat_seconds,
         silent=settings.work.silent_seconds,
+        hurried=hurried,
     )
 
 

@@ -34,11 +34,12 @@ def worker_main(store: Path, of: int) -> None:
     work_until_stopped(partial(settings_in_force, store))
 
 
-def work_until_stopped(load: Callable[[], NodeSettings]) -> NoReturn:
+def work_until_stopped(load: Callable[[], NodeSettings], *, hurried: bool = True) -> NoReturn:
     """Work on jobs until SIGTERM or SIGINT; then end the current step, and the process with exit code 0.
 
     Args:
         load: Reads the node's configuration. Its store has to be the same folder on every host.
+        hurried: False for a store that has jobs of archives alone.
 
     Raises:
         ConfigurationError: The configuration is wrong, or the database cannot be reached.
@@ -48,7 +49,7 @@ def work_until_stopped(load: Callable[[], NodeSettings]) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     scratch = own_scratch(load().store)
-    worker = launch_worker(load)
+    worker = launch_worker(load, hurried=hurried)
     log.info("worker %s works", worker.executor)
     stop.wait()
     worker.stop(STEP_SECONDS)

@@ -1,0 +1,1 @@
+"""Reprocess whole archives: find what is there, plan, run, resume, report."""

@@ -1,0 +1,100 @@
+"""Put files into a folder, FOLDER/STUDY/SERIES/INSTANCE.dcm, and say what became of each."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from medenhance_dicom.errors import ConfigurationError, InputError, OutputError
+from medenhance_dicom.headers import ARCHIVE_FACTS, Blocks, read_facts
+from medenhance_dicom.node.forward import Failed, SendReport, Sent
+from medenhance_dicom.node.jobfolder import flush
+from medenhance_dicom.node.settings import Destination
+from medenhance_dicom.part10 import read_instance
+from medenhance_dicom.sop_classes import is_own_derived
+
+_LAST = 0x0020000E
+_NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+def store_in_folder(paths: Sequence[Path], destination: Destination) -> SendReport:
+    """Put files where their UIDs say, as they are. One that is there already with the same bytes is stored.
+
+    A file appears whole or not at all, and is on the disk when it counts as sent. Another file of that name is not
+    replaced, but a failure for good.
+
+    Raises:
+        OutputError: The folder cannot be made.
+        ConfigurationError: The destination has no folder.
+    """
+    if destination.folder is None:
+        raise ConfigurationError(f"{destination.name} has no folder")
+    try:
+        destination.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{destination.name}: the folder cannot be made: {error.strerror}") from None
+    report = SendReport()
+    for path in paths:
+        try:
+            facts = _facts(path)
+        except InputError as error:
+            report.failed.append(Failed(path, None, str(error), True))
+            continue
+        except OSError as error:
+            report.failed.append(Failed(path, None, f"cannot be read: {error.strerror}", False))
+            continue
+        study, series, instance = (facts[name] for name in _NAMES)
+        try:
+            stored = _store(path, destination.folder / study / series / f"{instance}.dcm")
+        except OSError as error:
+            report.failed.append(Failed(path, None, f"cannot be written: {error.strerror}", False))
+            continue
+        if stored:
+            report.sent.append(Sent(path, facts.get("SOPClassUID", ""), instance, 0x0000))
+        else:
+            report.failed.append(Failed(path, None, "another file of that name is there", True))
+    return report
+
+
+def _facts(path: Path) -> dict[str, str]:
+    with Blocks.of_file(path) as blocks:
+        facts = read_facts(blocks, ARCHIVE_FACTS, _LAST)
+    for name in _NAMES:
+        uid = facts.get(name, "")
+        if len(uid) > 64 or not _UID.fullmatch(uid):
+            raise InputError("missing, or not a UID", keyword=name)
+    return facts
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return is_own_derived(read_instance(path))
+    except InputError:
+        return False
+
+
+def _store(path: Path, target: Path) -> bool:
+    """Whether the target holds this now: two of ours of one name have the same pixels, and differ in their times."""
+    if target.exists():
+        return filecmp.cmp(path, target, shallow=False) or (_is_ours(path) and _is_ours(target))
+    above = [folder for folder in (target.parent, target.parent.parent) if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        with path.open("rb") as source, part.open("xb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
+            sink.flush()
+            os.fsync(sink.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    flush(target.parent)
+    for folder in above:
+        flush(folder.parent)
+    return True

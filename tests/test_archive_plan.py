@@ -1,0 +1,186 @@
+"""A plan knows what was found and done, by what things are and not by where they lie."""
+
+import sqlite3
+import stat
+
+import pytest
+
+from medenhance_dicom.archive.plan import Done, JobRow, Method, Plan, instance_key, job_id, series_key
+from medenhance_dicom.archive.sources import Found, LeftOut
+from medenhance_dicom.errors import ConfigurationError
+
+CLAHE, RETINEX = Method("clahe", "a" * 64), Method("retinex", "b" * 64)
+
+
+def found(series, instance, *, where="/a", size=100, stamp="1", **facts):
+    uids = {
+        "StudyInstanceUID": "1.2.1", "SeriesInstanceUID": f"1.2.2.{series}",
+        "SOPInstanceUID": f"1.2.3.{series}.{instance}", "SOPClassUID": "1.2.4",
+    }  # fmt: skip
+    more = {"Modality": "CR", "Rows": "4", "Columns": "5"} | facts
+    return Found(f"{where}/{series}/{instance}", size, stamp, uids | more)
+
+
+def walk(plan, items, name="/a"):
+    """What of the items was read."""
+    scan = plan.begin_scan(plan.add_source(name).id)
+    new = [item for item in items if isinstance(item, LeftOut) or not scan.known(item.locator, item.size, item.stamp)]
+    scan.add(new)
+    return len(new), scan.end()
+
+
+def choose(plan, method=CLAHE):
+    for series in plan.new_series():
+        plan.choose(series.id, method)
+
+
+def finish(plan, series, result="enhanced", **more):
+    instances = plan.open_instances(series)
+    keys = [row.key for row in instances]
+    job = JobRow(job_id(series.key, series.method, keys), series.id, series.method, False, "open", "",
+                 tuple(row.id for row in instances), 1.0)  # fmt: skip
+    plan.open_jobs([job])
+    plan.end_job(job, [Done(key, result, **more) for key in keys], at=2.0)
+    plan.end_job(job, [Done(key, result, **more) for key in keys], at=2.0)
+    plan.forget_job(job.id)
+    return len(instances)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    with Plan(tmp_path / "plan", create=True) as made:
+        yield made
+
+
+ARCHIVE = [found(series, n) for series in range(3) for n in range(2)]
+
+
+def test_what_was_found_is_grouped_chosen_and_done_once(plan):
+    assert walk(plan, ARCHIVE) == (6, 0)
+    assert [(s.instances, s.bytes, s.frames, s.pixels, s.modality) for s in plan.new_series()] == [
+        (2, 200, 2, 40, "CR")
+    ] * 3
+    choose(plan)
+    assert [finish(plan, series) for series in plan.open_series()] == [2, 2, 2]
+    assert list(plan.open_series()) == []
+    counts = plan.counts()
+    assert counts["results"] == {"enhanced": 6}
+    assert counts["jobs"] == {}
+
+
+def test_a_walk_that_was_cut_short_reads_only_the_rest(plan):
+    scan = plan.begin_scan(plan.add_source("/a").id)
+    scan.add(ARCHIVE[:4])
+    assert walk(plan, ARCHIVE) == (2, 0)
+    assert walk(plan, ARCHIVE) == (0, 0)
+    assert walk(plan, [*ARCHIVE[:5], found(2, 1, stamp="2")]) == (1, 0)
+    assert plan.counts()["instances"] == 6
+
+
+def test_an_archive_that_moved_and_a_second_copy_are_no_new_work(plan):
+    walk(plan, ARCHIVE)
+    choose(plan)
+    first, *_ = plan.open_series()
+    finish(plan, first)
+    walk(plan, [found(series, n, where="/b") for series in range(3) for n in range(2)], "/b")
+    counts = plan.counts()
+    assert (counts["instances"], counts["open_series"], counts["open_instances"]) == (6, 2, 4)
+    [second, _] = plan.open_series()
+    assert [row.locator for row in plan.open_instances(second)] == ["/b/1/0", "/b/1/1"]
+    walk(plan, [], "/b")
+    assert [row.locator for row in plan.open_instances(second)] == ["/a/1/0", "/a/1/1"]
+
+
+def test_what_is_gone_is_not_asked_for_until_it_comes_back(plan):
+    walk(plan, ARCHIVE)
+    choose(plan)
+    assert walk(plan, ARCHIVE[:3]) == (0, 3)
+    assert plan.counts()["open_series"] == 2
+    assert plan.counts()["instances"] == 3
+    assert walk(plan, ARCHIVE) == (0, 0)
+    assert plan.counts()["open_series"] == 3
+    assert plan.counts()["open_instances"] == 6
+
+
+def test_a_new_instance_of_a_series_that_is_done(plan):
+    walk(plan, ARCHIVE)
+    choose(plan)
+    for series in plan.open_series():
+        finish(plan, series)
+    walk(plan, [*ARCHIVE, found(1, 7)])
+    [series] = plan.open_series()
+    assert [row.locator for row in plan.open_instances(series)] == ["/a/1/7"]
+    assert plan.counts()["open_instances"] == 1
+
+
+def test_another_method_does_all_again_and_the_first_one_nothing(plan):
+    walk(plan, ARCHIVE)
+    choose(plan)
+    for series in plan.open_series():
+        finish(plan, series)
+    plan.judge_again()
+    choose(plan, RETINEX)
+    assert [finish(plan, series) for series in plan.open_series()] == [2, 2, 2]
+    assert plan.counts()["earlier"] == {"enhanced": 6}
+    plan.judge_again()
+    choose(plan)
+    assert list(plan.open_series()) == []
+
+
+def test_what_could_not_be_fetched_stays_open(plan):
+    walk(plan, ARCHIVE)
+    choose(plan)
+    for series in plan.open_series():
+        finish(plan, series, "failed", reason="MISSING: gone", again=True)
+    assert plan.counts()["open_instances"] == 6
+    for series in plan.open_series():
+        finish(plan, series)
+    assert plan.counts()["results"] == {"enhanced": 6}
+
+
+def test_a_shadow_leaves_its_series_as_it_is(plan):
+    walk(plan, ARCHIVE)
+    choose(plan)
+    series = next(plan.open_series())
+    job = JobRow("s", series.id, RETINEX.key, True, "open", "", (1, 2), 1.0)
+    plan.open_jobs([job])
+    assert not plan.has_job(series.id)
+    plan.end_job(job, [Done(row.key, "enhanced") for row in plan.open_instances(series)], at=1.0)
+    assert plan.counts()["open_instances"] == 6
+    assert plan.counts()["results"] == {}
+
+
+def test_left_out_files_and_series(plan):
+    walk(plan, [*ARCHIVE, LeftOut("/a/x", "NOT_DICOM: no")])
+    plan.leave_out(1, "MODALITY_OFF: CT is off by default")
+    assert plan.counts()["left_out"] == 1
+    assert plan.counts()["series"] == {"left out": 1, "new": 2}
+    walk(plan, [*ARCHIVE[1:], LeftOut("/a/0/0", "UNREADABLE: torn")])
+    assert plan.counts()["instances"] == 5
+    assert plan.counts()["left_out"] == 1
+
+
+def test_keys_are_of_what_a_thing_is():
+    assert instance_key("1", "2", "3") != instance_key("1", "2.3", "3")
+    assert series_key("1.2", "3") != series_key("1", "2.3")
+    assert job_id("s", "m", ["a", "b"]) == job_id("s", "m", ["b", "a"]) != job_id("s", "m", ["a", "b"], shadow=True)
+    assert CLAHE.key == Method("another name", "a" * 64).key != RETINEX.key
+    assert Method("c", "a" * 64, None, None, None, None).key != Method("c", "a" * 64, "w", "c" * 64).key
+
+
+def test_it_is_for_its_owner_and_for_this_release(tmp_path, plan):
+    assert stat.S_IMODE(plan.folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE((plan.folder / "plan.sqlite").stat().st_mode) == 0o600
+    with pytest.raises(ConfigurationError, match="no plan"):
+        Plan(tmp_path / "nothing")
+    sqlite3.connect(plan.folder / "plan.sqlite").execute("PRAGMA user_version = 99")
+    with pytest.raises(ConfigurationError, match="version 99"):
+        Plan(plan.folder)
+
+
+def test_who_only_looks_does_not_write(plan):
+    walk(plan, ARCHIVE)
+    with Plan(plan.folder, readonly=True) as looking:
+        assert looking.counts()["instances"] == 6
+        with pytest.raises(Exception, match="readonly"):
+            looking.set_meta(paused=True)

@@ -1,0 +1,141 @@
+"""The stage that fetches, what a job of an archive says of itself, and who enhances first."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from medenhance_dicom.archive import sources
+from medenhance_dicom.archive.work import Fetching, places_of, settings_of
+from medenhance_dicom.errors import PeerError
+from medenhance_dicom.jobs import ENHANCE, FETCH, Result, Task
+from medenhance_dicom.node.enhancing import Turns
+from medenhance_dicom.node.settings import Destination, NodeSettings, Work
+
+WORK = Work(attempts=3, first_pause=2.0, longest_pause=60.0)
+
+
+class Shelf:
+    """A source that has some instances, and fails as it is told to."""
+
+    def __init__(self, *missing, errors=()):
+        self.missing, self.errors, self.asked = missing, list(errors), 0
+
+    def fetch(self, wanted, folder):
+        self.asked += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        for n, one in enumerate(wanted):
+            if one.locator in self.missing:
+                yield f"MISSING: no {one.locator}"
+            else:
+                (folder / f"{n}.dcm").write_text(one.locator)
+
+
+@pytest.fixture
+def job(tmp_path):
+    folder = tmp_path / "job"
+    (folder / "source").mkdir(parents=True)
+    return folder
+
+
+def ask(job, *groups):
+    told = [
+        {"source": name, "options": {}, "wanted": [[n, "1", "2", n, "3"] for n in names], "keys": list(names)}
+        for name, names in groups
+    ]
+    (job / "fetch.json").write_text(json.dumps({"groups": told}))
+
+
+def go(job, monkeypatch, stopping=None, **shelves):
+    monkeypatch.setattr(sources, "open_source", lambda name: shelves[name])
+    return Fetching(lambda: 1000.0).go(job, WORK, stopping or threading.Event())
+
+
+def files(job):
+    return {str(p.relative_to(job / "source")): p.read_text() for p in (job / "source").rglob("*.dcm")}
+
+
+def test_what_came_and_what_did_not(job, monkeypatch):
+    ask(job, ("pacs", "abc"))
+    shelf = Shelf("b")
+    assert go(job, monkeypatch, pacs=shelf) == Result("done", "1 instances did not come", (Task(ENHANCE),))
+    assert files(job) == {"0.dcm": "a", "2.dcm": "c"}
+    assert json.loads((job / "fetched.json").read_text()) == {"missing": {"1.dcm": "MISSING: no b"}}
+    assert go(job, monkeypatch, pacs=shelf).state == "done"
+    assert shelf.asked == 1
+
+
+def test_several_sources_keep_apart(job, monkeypatch):
+    ask(job, ("one", "ab"), ("two", "cd"))
+    go(job, monkeypatch, one=Shelf(), two=Shelf("c"))
+    assert files(job) == {"0/0.dcm": "a", "0/1.dcm": "b", "1/1.dcm": "d"}
+    assert json.loads((job / "fetched.json").read_text())["missing"] == {"1/0.dcm": "MISSING: no c"}
+    assert places_of(1, 2, 2) == ["1/0.dcm", "1/1.dcm"]
+
+
+def test_a_peer_that_is_away_is_tried_again_with_growing_pauses(job, monkeypatch):
+    ask(job, ("pacs", "a"))
+    shelf = Shelf(errors=[PeerError("away"), PeerError("away still")])
+    assert go(job, monkeypatch, pacs=shelf) == Result("waiting", "away", (Task(FETCH, 2.0),))
+    assert go(job, monkeypatch, pacs=shelf) == Result("waiting", "away still", (Task(FETCH, 4.0),))
+    assert go(job, monkeypatch, pacs=shelf).state == "done"
+
+
+def test_it_is_given_up_after_so_many_attempts_or_when_refused(job, monkeypatch):
+    ask(job, ("pacs", "a"))
+    shelf = Shelf(errors=[PeerError("away")] * 3)
+    for _ in range(3):
+        assert go(job, monkeypatch, pacs=shelf).state == "waiting"
+    assert go(job, monkeypatch, pacs=shelf) == Result("failed", "3 attempts to fetch; the last one: away")
+    (job / "fetch.jsonl").unlink()
+    assert go(job, monkeypatch, pacs=Shelf(errors=[PeerError("who are you", permanent=True)])) == Result(
+        "failed", "who are you"
+    )
+
+
+def test_stopping_is_no_failure(job, monkeypatch):
+    ask(job, ("pacs", "a"))
+    stopping = threading.Event()
+    stopping.set()
+    for _ in range(5):
+        assert go(job, monkeypatch, stopping, pacs=Shelf()).then == (Task(FETCH),)
+    assert go(job, monkeypatch, pacs=Shelf()).state == "done"
+
+
+def test_a_job_enhances_in_its_own_way_and_sends_nothing_but_derived_files():
+    settings = NodeSettings(store=Path("/s"), destinations=(Destination(name="pacs", stow="https://a", send="both"),))
+    assert settings_of({"destinations": ["pacs"]}, settings) is settings
+    own = settings_of(
+        {"archive": True, "options": {"recipe": "identity", "allow": ["CT"]}, "folders": {"out": "/o"}}, settings
+    )
+    assert (own.enhance.recipe, own.enhance.allow, own.enhance.gate) == ("identity", ("CT",), "withhold")
+    assert [(there.name, there.send) for there in own.destinations] == [("pacs", "derived"), ("out", "derived")]
+    assert own.destination("out").folder == Path("/o")
+
+
+def test_live_work_goes_before_an_archives():
+    turns, stopping, order = Turns(), threading.Event(), []
+
+    def enhance(name, behind):
+        with turns.turn(behind=behind, stopping=stopping) as mine:
+            assert mine
+            order.append(name)
+            time.sleep(0.05)
+
+    with turns.turn(behind=True, stopping=stopping):
+        threads = []
+        for name, behind in (("archive", True), ("live", False), ("live too", False)):
+            threads.append(threading.Thread(target=enhance, args=(name, behind)))
+            threads[-1].start()
+            time.sleep(0.05)
+        assert order == []
+    for thread in threads:
+        thread.join()
+    assert order[-1] == "archive"
+    with turns.turn(behind=False, stopping=stopping):
+        stopping.set()
+        with turns.turn(behind=True, stopping=stopping) as mine:
+            assert not mine
