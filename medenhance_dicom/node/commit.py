@@ -392,7 +392,7 @@ def address_of(settings: NodeSettings, ae_title: str) -> Destination | None:
     """Where an application entity listens: of a peer with host and port, else of a destination of that title."""
     peer = settings.peer(ae_title)
     if peer is not None and peer.host is not None and peer.port is not None:
-        return Destination(name="peer", ae_title=peer.ae_title, host=peer.host, port=peer.port)
+        return Destination(name="peer", ae_title=peer.ae_title, host=peer.host, port=peer.port, tls=peer.tls)
     return next((item for item in settings.destinations if item.ae_title == ae_title.strip()), None)
 
 

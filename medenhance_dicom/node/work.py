@@ -10,7 +10,7 @@ Implements `jobs.Work` over the folder of a job:
     sent/*.jsonl      one ledger for each destination (`delivery`)
     done.json         every destination has everything; from then on retention may remove the job, but for one that
                       no destination was to have: it is the only copy
-    cancelled         a person gave the job up
+    cancelled         a person gave the job up; `given_up/` has its source then, so that it may come again
 """
 
 from __future__ import annotations
