@@ -252,7 +252,8 @@ class Spool:
         try:
             os.fsync(file)
         finally:
-            wait(together)
+            if together:
+                wait(together)
         self._flush_seconds = time.monotonic() - began
         for flushed in together:
             flushed.result()
