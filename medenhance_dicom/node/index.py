@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.node.spool import Spool
-from medenhance_dicom.part10 import read_instance
+from medenhance_dicom.part10 import Limits, read_instance
 
 LEVELS: dict[str, tuple[str, ...]] = {
     "STUDY": (
@@ -74,6 +74,8 @@ COUNTS = {
 }
 """Keys that are worked out, and the level at which they have a meaning."""
 COLUMNS = tuple(keyword for keywords in LEVELS.values() for keyword in keywords)
+_LAST = max(tag_for_keyword(keyword) or 0 for keyword in COLUMNS)
+_LIMITS = Limits(max_elements=50_000)
 _VERSION = 1
 _YOUNG = 2.0
 """Seconds for which the time of a folder does not tell whether it has changed since."""
@@ -210,7 +212,7 @@ class Index:
 def _row(path: Path) -> tuple[str, ...] | None:
     """None where the header does not parse: such an instance is held, and cannot be asked for."""
     try:
-        header = read_instance(path)
+        header = read_instance(path, limits=_LIMITS, last=_LAST)
     except InputError:
         return None
     return (path.name, *(text_of(header, keyword) for keyword in COLUMNS))
