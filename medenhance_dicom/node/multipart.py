@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email.message import Message
 
@@ -44,7 +44,7 @@ def media_type(value: str) -> tuple[str, dict[str, str]]:
     """
     message = Message()
     message["content-type"] = value
-    given: list[tuple[str, object]] = message.get_params(failobj=[], header="content-type")
+    given: Sequence[tuple[str, object]] = message.get_params(failobj=[], header="content-type")
     parameters = {name.lower(): text for name, text in given[1:] if isinstance(text, str)}
     return message.get_content_type() if "/" in value else "", parameters
 
