@@ -32,7 +32,8 @@ from medenhance_dicom.jobs import (
 POLLING_SECONDS = 0.1
 DELIVERIES = 4
 """Gos at one destination that a worker runs at once: a peer that stalls holds up nobody else."""
-_BACK = 60.0  # seconds by which a clock must have been set back before delays are mended
+_BACK = 60.0
+"""Seconds that clocks may differ before a pause is taken for one that began on another clock."""
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,10 @@ log = logging.getLogger(__name__)
 class Worker:
     """A running worker; made by `launch`."""
 
-    def __init__(self, executor: str, database: str, lock: IO[str], *, beat: float, silent: float) -> None:
-        self.executor, self._lock, self._seconds = executor, lock, beat
+    def __init__(
+        self, executor: str, database: str, lock: IO[str], *, beat: float, silent: float, longest: float
+    ) -> None:
+        self.executor, self._lock, self._seconds, self._longest = executor, lock, beat, longest
         self._beats, self._watch = Heartbeats(database), Watch(silent)
         self._beats.beat(executor)
         self._ended = threading.Event()
@@ -69,7 +72,7 @@ class Worker:
             try:
                 self._beats.beat(self.executor)
                 self._recover_the_silent()
-                _mend_delays()
+                _mend_delays(self._longest)
             except Exception as error:  # the database is away: it is tried for as long as the process lives
                 self._watch.reset()
                 log.warning("heartbeat: %s", type(error).__name__)
@@ -85,7 +88,14 @@ class Worker:
 
 
 def launch(
-    work: Work, *, database: str, locks: Path, executor: str | None = None, beat: float = 5.0, silent: float = 60.0
+    work: Work,
+    *,
+    database: str,
+    locks: Path,
+    executor: str | None = None,
+    beat: float = 5.0,
+    silent: float = 60.0,
+    longest: float = 3600.0,
 ) -> Worker:
     """Start working in threads of this process, on one series and `DELIVERIES` deliveries to each peer at once.
 
@@ -99,6 +109,7 @@ def launch(
             process has.
         beat: Seconds between heartbeats.
         silent: Seconds without a heartbeat after which a worker is dead to the others.
+        longest: Seconds that no pause of this work exceeds; a longer one was begun on a clock that has been set back.
 
     Raises:
         ConfigurationError: The database cannot be reached, or the name is another living process's.
@@ -121,7 +132,7 @@ def launch(
             polling_interval_sec=POLLING_SECONDS,
             on_conflict="always_update",
         )
-        return Worker(executor, database, lock, beat=beat, silent=silent)
+        return Worker(executor, database, lock, beat=beat, silent=silent, longest=longest)
     except Exception as error:
         DBOS.destroy()
         lock.close()
@@ -183,9 +194,9 @@ def _claim(folder: Path, executor: str | None) -> tuple[str, IO[str]]:
     raise ConfigurationError(f"worker {executor or host}: another process has that name")
 
 
-def _mend_delays() -> None:
-    """End pauses that were begun before the clock was set back: they would last as much longer."""
-    latest = (time.time() + _BACK) * 1000
+def _mend_delays(longest: float) -> None:
+    """End pauses that no clock of today would have made: it was set back, and they would last as much longer."""
+    latest = (time.time() + longest + _BACK) * 1000
     for row in DBOS.list_workflows(status="DELAYED", name=WORKFLOW, load_input=False, load_output=False):
-        if (row.created_at or 0) > latest:
+        if (row.delay_until_epoch_ms or 0) > latest:
             DBOS.set_workflow_delay(row.workflow_id, delay_seconds=0)

@@ -26,7 +26,7 @@ from medenhance_dicom.audit import Audit
 from medenhance_dicom.errors import ConfigurationError, InputError, OutputError
 from medenhance_dicom.jobs import ENHANCE, Result, Task
 from medenhance_dicom.node.delivering import TO, Commitment, Delivering, Peers
-from medenhance_dicom.node.delivery import Instance, read_ledger
+from medenhance_dicom.node.delivery import LONGEST_POLL, Instance, read_ledger
 from medenhance_dicom.node.enhancing import Enhancing
 from medenhance_dicom.node.jobfolder import ledger_path, locked, read_whole, said, write_whole
 from medenhance_dicom.node.settings import Destination, NodeSettings
@@ -200,6 +200,7 @@ def launch_worker(load: Callable[[], NodeSettings]) -> Worker:
         locks=settings.store / "workers",
         beat=settings.work.heartbeat_seconds,
         silent=settings.work.silent_seconds,
+        longest=max(settings.work.longest_pause, LONGEST_POLL),
     )
 
 
