@@ -26,8 +26,8 @@ KEEP_ALIVE = 5.0
 """Of the HTTP server, between two requests."""
 QUIET = 12.0
 """Seconds in which every connection that does nothing has to be gone: more than any sum of these timeouts."""
-MEGABYTES = 100
-"""That a process may grow by."""
+MEGABYTES = {"node": 100, "receiver": 100, "worker": 400}
+"""That a process may grow by. A worker parses headers whole, and one of 200,000 tags takes 250 MB for a while."""
 _ANSWER, _LAST_ANSWER = 0.3, 0.15
 _FORBIDDEN = re.compile(rf"{re.escape(MARKER[:4])}|{re.escape(MARKER_ID[:4])}|{re.escape(ROOT)}|Traceback".encode())
 _ESTABLISHED, _CLOSE_WAIT = "01", "08"
@@ -200,7 +200,7 @@ class Watch:
             more = megabytes - self._memory.get(pid, megabytes)
             role = self._role(pid)
             self.growth[role] = max(self.growth[role], more)
-            if more > MEGABYTES:
+            if more > MEGABYTES[role]:
                 self._memory[pid] = megabytes
                 yield "memory grows", f"{role}: {more} MB more, {megabytes} MB"
 
