@@ -18,6 +18,7 @@ from medenhance_dicom.node.jobfolder import flush, read_lines, said, write_lines
 from medenhance_dicom.node.settings import NodeSettings
 
 if TYPE_CHECKING:
+    from medenhance_dicom.decoding import Decoder
     from medenhance_dicom.enhance import Enhancement
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Enhancing:
         """Args: clock: seconds since the epoch."""
         self._clock = clock
         self._enhancement: tuple[object, Enhancement] | None = None
+        self._decoder: Decoder | None = None
 
     def go(
         self, folder: Path, made: float, settings: NodeSettings, stopping: threading.Event
@@ -74,6 +76,7 @@ class Enhancing:
         self, folder: Path, made: float, settings: NodeSettings, stopping: threading.Event
     ) -> tuple[dict[str, int], list[str]]:
         """Counts of results, and the derived files that may be sent, relative to the folder."""
+        from medenhance_dicom.decoding import Decoder
         from medenhance_dicom.report import RunReport
 
         run = self._enhancement_for(settings, folder / "derived", made=made)
@@ -82,7 +85,8 @@ class Enhancing:
             precision=run.precision,
         )  # fmt: skip
         counts, derived = Counter[str](), []
-        for outcome in run.outcomes([folder / "source"]):
+        self._decoder = self._decoder or Decoder(run.settings.limits)
+        for outcome in run.outcomes([folder / "source"], decoder=self._decoder):
             report.add(outcome)
             counts[outcome.result] += 1
             if outcome.result in ("enhanced", "warned") and outcome.derived:
