@@ -10,6 +10,7 @@ die at any moment:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -380,11 +381,13 @@ def verify_held(spool: Spool, instances: Sequence[tuple[str, str]]) -> dict[tupl
 def _digests(store: Path, keys: set[str]) -> dict[str, list[str]]:
     """Instance key to the digests in the names `<key>.<digest>.dcm` of pending and sealed series."""
     found: dict[str, list[str]] = {}
-    for pattern in ("pending/*/*.dcm", "jobs/*/source/*.dcm"):
-        for path in store.glob(pattern):
-            key, _, digest = path.stem.partition(".")
-            if digest and key in keys:
-                found.setdefault(key, []).append(digest)
+    for parent, inner in (("pending", ""), ("jobs", "source")):  # in this order: what is sealed meanwhile is in its job
+        for folder in (store / parent).iterdir():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                for path in (folder / inner).iterdir():
+                    key, _, digest = path.stem.partition(".")
+                    if digest and key in keys:
+                        found.setdefault(key, []).append(digest)
     return found
 
 
