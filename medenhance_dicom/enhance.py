@@ -6,6 +6,7 @@ enhanced and written to a scratch file in batches.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import tempfile
@@ -52,8 +53,15 @@ class Enhancement:
         self._prepared: dict[tuple[str, str], PreparedRecipe] = {}
         self.device, self.engine, self.precision = runtime(settings.device, settings.engine, settings.precision)
 
-    def outcomes(self, paths: Iterable[Path], *, progress: Progress | None = None) -> Iterator[Outcome]:
+    def outcomes(
+        self, paths: Iterable[Path], *, progress: Progress | None = None, decoder: Decoder | None = None
+    ) -> Iterator[Outcome]:
         """Enhance everything below `paths`; one Outcome per instance, as they are done.
+
+        Args:
+            paths: Files, folders, zips, DICOMDIRs.
+            progress: Called with how many instances are done, and how many there are.
+            decoder: Of whoever calls this often, and closes it; None: one for this call.
 
         Raises:
             InputError: A path does not exist.
@@ -62,8 +70,9 @@ class Enhancement:
             OutputError: The output folder is not writable or full.
         """
         settings = self.settings
-        with tempfile.TemporaryDirectory(prefix="medenhance-") as folder, Decoder(limits=settings.limits) as decoder:
+        with tempfile.TemporaryDirectory(prefix="medenhance-") as folder, contextlib.ExitStack() as own:
             scratch = Path(folder)
+            decoder = decoder or own.enter_context(Decoder(limits=settings.limits))
             found = read_members(paths, scratch, decoder, settings, self.recipes)
             jobs: list[tuple[Series, Recipe, Guide | None]] = []
             done = 0

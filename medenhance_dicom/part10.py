@@ -51,6 +51,9 @@ from medenhance_dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSI
 
 _MIB = 1 << 20
 _PREAMBLE = 132
+_TAG = 8
+"""Bytes that pydicom reads for the tag of an element or an item."""
+_MOST_INFLATED_TAGS = 200_000
 _DICOMDIR_SOP_CLASS = "1.2.840.10008.1.3.10"
 _PIXEL_DATA = 0x7FE00010
 _PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", _PIXEL_DATA: "PixelData"}
@@ -271,11 +274,15 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 class _Metered:
-    """A stream for pydicom that never hands out more than the header limit, whatever lengths a file declares."""
+    """A stream for pydicom that hands out no more than the header may have, whatever lengths a file declares.
 
-    def __init__(self, stream: BinaryIO, budget: int) -> None:
+    Nor does it hand out more tags: an empty item is 8 bytes in the file, next to none in a deflated one, and a
+    kilobyte in memory.
+    """
+
+    def __init__(self, stream: BinaryIO, budget: int, tags: int) -> None:
         self._stream = stream
-        self._left = budget
+        self._left, self._tags = budget, tags
         self._size = stream.seek(0, os.SEEK_END)
         self.seek = stream.seek
         self.tell = stream.tell
@@ -285,8 +292,11 @@ class _Metered:
         remaining = max(self._size - self._stream.tell(), 0)
         size = remaining if size < 0 else min(size, remaining)
         self._left -= size
+        self._tags -= size == _TAG
         if self._left < 0:
             raise LimitExceededError("the header is larger than it may be")
+        if self._tags < 0:
+            raise LimitExceededError("the header has more elements than it may have")
         return self._stream.read(size)
 
 
@@ -304,8 +314,10 @@ def _quiet_pydicom(writing_validation: int | None = None) -> Iterator[None]:
             config.settings.writing_validation_mode = before
 
 
-def read_instance(path: Path, *, limits: Limits | None = None) -> Dataset:
+def read_instance(path: Path, *, limits: Limits | None = None, last: int = 0xFFFFFFFF) -> Dataset:
     """Read the header of one instance: everything before Pixel Data, with its file meta information.
+
+    Nothing behind the tag `last` is looked at.
 
     Let `Decoder.probe` look at a file of unknown origin first: it does the same in a process that may die. Elements
     whose value does not fit their VR become UN with their bytes. A big endian data set comes back with little endian
@@ -316,13 +328,13 @@ def read_instance(path: Path, *, limits: Limits | None = None) -> Dataset:
         LimitExceededError: Larger, deeper or with more elements than `limits` allow.
     """
     limits = limits or Limits()
-    with open_instance(path, limits, header_only=True) as (instance, _, _):
+    with open_instance(path, limits, header_only=True, last=last) as (instance, _, _):
         return instance
 
 
 @contextlib.contextmanager
 def open_instance(
-    path: Path, limits: Limits, *, header_only: bool = False
+    path: Path, limits: Limits, *, header_only: bool = False, last: int = 0xFFFFFFFF
 ) -> Iterator[tuple[Dataset, BinaryIO, PixelElement | None]]:
     """The header, the stream in which Pixel Data lies (inflated if need be), and where it lies there.
 
@@ -338,15 +350,19 @@ def open_instance(
     with file:
         try:
             with _quiet_pydicom():
-                opened = _parse(file, limits, header_only)
+                opened = _parse(file, limits, header_only, last)
         except MedenhanceError:
             raise
         except Exception as error:  # the boundary: pydicom raises anything on a hostile file
+            if isinstance(error.__context__, LimitExceededError):
+                raise error.__context__ from None
             raise UnreadableInstanceError(f"the header does not parse: {type(error).__name__}") from None
         yield opened
 
 
-def _parse(file: BinaryIO, limits: Limits, header_only: bool) -> tuple[Dataset, BinaryIO, PixelElement | None]:
+def _parse(
+    file: BinaryIO, limits: Limits, header_only: bool, last: int
+) -> tuple[Dataset, BinaryIO, PixelElement | None]:
     if not plausible(file.read(512)):
         raise UnreadableInstanceError("not DICOM")
     stream = file
@@ -354,11 +370,11 @@ def _parse(file: BinaryIO, limits: Limits, header_only: bool) -> tuple[Dataset, 
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
         if tag not in _PIXEL_TAGS:
-            return False
+            return tag > last
         found[:] = [PixelElement(_PIXEL_TAGS[tag], vr or "OW", metered.tell(), length)]
         return True
 
-    metered = _Metered(stream, limits.max_header_bytes)
+    metered = _Metered(stream, limits.max_header_bytes, limits.max_elements)
     meta_end = _end_of_deflated_meta(metered)
     if meta_end is None:
         metered.seek(0)
@@ -371,7 +387,7 @@ def _parse(file: BinaryIO, limits: Limits, header_only: bool) -> tuple[Dataset, 
         most = min(limits.max_header_bytes, limits.max_inflated_bytes) if header_only else limits.max_inflated_bytes
         file.seek(meta_end)
         stream = io.BytesIO(_inflate(file, most, cut=header_only))
-        metered = _Metered(stream, limits.max_header_bytes)
+        metered = _Metered(stream, limits.max_header_bytes, min(limits.max_elements, _MOST_INFLATED_TAGS))
         instance = read_dataset(cast(BinaryIO, metered), False, True, stop_when=at_pixels)
         instance.file_meta = meta
     _settle_meta(instance)

@@ -40,7 +40,8 @@ FETCHES = 2
 """Series that a worker fetches at once, while it enhances another."""
 TAKEN = 2
 """Of work that nobody waits for: one that is enhanced, and one that stands ready, so that none is waited for."""
-_BACK = 60.0  # seconds by which a clock must have been set back before delays are mended
+_BACK = 60.0
+"""Seconds that clocks may differ before a pause is taken for one that began on another clock."""
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,10 @@ log = logging.getLogger(__name__)
 class Worker:
     """A running worker; made by `launch`."""
 
-    def __init__(self, executor: str, database: str, lock: IO[str], *, beat: float, silent: float) -> None:
-        self.executor, self._lock, self._seconds = executor, lock, beat
+    def __init__(
+        self, executor: str, database: str, lock: IO[str], *, beat: float, silent: float, longest: float
+    ) -> None:
+        self.executor, self._lock, self._seconds, self._longest = executor, lock, beat, longest
         self._beats, self._watch = Heartbeats(database), Watch(silent)
         self._beats.beat(executor)
         self._ended = threading.Event()
@@ -77,7 +80,7 @@ class Worker:
             try:
                 self._beats.beat(self.executor)
                 self._recover_the_silent()
-                _mend_delays()
+                _mend_delays(self._longest)
             except Exception as error:  # the database is away: it is tried for as long as the process lives
                 self._watch.reset()
                 log.warning("heartbeat: %s", type(error).__name__)
@@ -101,6 +104,7 @@ def launch(
     beat: float = 5.0,
     silent: float = 60.0,
     hurried: bool = True,
+    longest: float = 3600.0,
 ) -> Worker:
     """Start working in threads of this process, on one series and `DELIVERIES` deliveries to each peer at once.
 
@@ -115,6 +119,7 @@ def launch(
         beat: Seconds between heartbeats.
         silent: Seconds without a heartbeat after which a worker is dead to the others.
         hurried: Somebody may wait for the work; else live jobs are not looked for.
+        longest: Seconds that no pause of this work exceeds; a longer one was begun on a clock that has been set back.
 
     Raises:
         ConfigurationError: The database cannot be reached, or the name is another living process's.
@@ -145,7 +150,7 @@ def launch(
             polling_interval_sec=POLLING_SECONDS if hurried else UNHURRIED_SECONDS,
             on_conflict="always_update",
         )
-        return Worker(executor, database, lock, beat=beat, silent=silent)
+        return Worker(executor, database, lock, beat=beat, silent=silent, longest=longest)
     except Exception as error:
         DBOS.destroy()
         lock.close()
@@ -207,9 +212,9 @@ def _claim(folder: Path, executor: str | None) -> tuple[str, IO[str]]:
     raise ConfigurationError(f"worker {executor or host}: another process has that name")
 
 
-def _mend_delays() -> None:
-    """End pauses that were begun before the clock was set back: they would last as much longer."""
-    latest = (time.time() + _BACK) * 1000
+def _mend_delays(longest: float) -> None:
+    """End pauses that no clock of today would have made: it was set back, and they would last as much longer."""
+    latest = (time.time() + longest + _BACK) * 1000
     for row in DBOS.list_workflows(status="DELAYED", name=WORKFLOW, load_input=False, load_output=False):
-        if (row.created_at or 0) > latest:
+        if (row.delay_until_epoch_ms or 0) > latest:
             DBOS.set_workflow_delay(row.workflow_id, delay_seconds=0)

@@ -148,6 +148,22 @@ def test_a_waiting_stage_can_be_tried_at_once(run):
     stores.wait_for(lambda: jobs.job("j1").state == "done", 10)
 
 
+def test_a_pause_longer_than_any_ends_as_a_clock_must_have_been_set_back(run):
+    script = Script(enhance=[Result("waiting", "", (Task("enhance", 1800.0),)), Result("done")])
+    jobs = run(script, longest=1700.0)
+    jobs.enqueue("j1")
+    assert ended(jobs, "j1").state == "done"
+
+
+def test_a_pause_that_may_be_is_left_alone(run):
+    script = Script(enhance=[Result("waiting", "", (Task("enhance", 1800.0),)), Result("done")])
+    jobs = run(script, longest=1800.0)
+    jobs.enqueue("j1")
+    stores.wait_for(lambda: jobs.job("j1").state == "waiting", 10)
+    time.sleep(0.5)
+    assert jobs.job("j1").state == "waiting"
+
+
 def test_forgotten_jobs_may_come_again(run):
     script = Script()
     jobs = run(script)

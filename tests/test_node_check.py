@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -14,7 +16,16 @@ from pynetdicom.sop_class import CTImageStorage, StorageCommitmentPushModel, Ver
 
 from medenhance_dicom.node import check as checking
 from medenhance_dicom.node.check import Finding, check, database_problem, exit_code
-from medenhance_dicom.node.settings import HTTP, Destination, Listener, NodeSettings, Peer, TLSFiles
+from medenhance_dicom.node.settings import (
+    HTTP,
+    Destination,
+    Listener,
+    NodeSettings,
+    Peer,
+    Retention,
+    TLSFiles,
+    load_settings,
+)
 from medenhance_dicom.node.state import NodeState
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
@@ -107,14 +118,129 @@ def test_a_full_disk_is_wrong(store):
 
 
 def test_who_may_call(store):
-    anywhere = settings_of(store, peers=(Peer(ae_title="A"), Peer(ae_title="B", hosts=("10.0.0.0/8",))))
-    assert found(anywhere, "peers") == [("warning", "A may call from any address (no hosts)")]
-    clear = settings_of(store, listener=Listener(bind="0.0.0.0", port=free_port(), reserve_bytes=1))
+    peers = (Peer(ae_title="A"), Peer(ae_title="B", hosts=("10.0.0.0/8",)))
+    assert found(settings_of(store, peers=peers), "peers") == [("ok", "2 may call")]  # from this machine alone
+    clear = settings_of(store, listener=Listener(bind="0.0.0.0", port=free_port(), reserve_bytes=1), peers=peers)
+    assert found(clear, "peers") == [("warning", "A may call from any address that reaches 0.0.0.0 (no hosts)")]
     assert "in the clear on 0.0.0.0" in found(clear, "listener")[0][1]
     deaf = settings_of(store, listener=Listener(port=0, reserve_bytes=1))
     assert found(deaf, "listener")[0][0] == "wrong"
     bare = settings_of(store, http=HTTP(bind="0.0.0.0", port=0, stow=True))
     assert found(bare, "http")[0][0] == "wrong"
+
+
+def test_http_outside_loopback_is_in_the_clear(store, tmp_path):
+    (tmp_path / "token").write_text("s3cret")
+    stow = settings_of(store, http=HTTP(bind="0.0.0.0", port=free_port(), stow=True, token_file=tmp_path / "token"))
+    (ok, warning) = found(stow, "http")
+    assert ok == ("ok", "STOW-RS asks for a token")
+    assert warning[0] == "warning"
+    assert warning[1].startswith("pictures and the token go over the network in the clear on 0.0.0.0")
+    health = settings_of(store, http=HTTP(bind="0.0.0.0", port=free_port()))
+    assert [words.split(" go ")[0] for _, words in found(health, "http")] == ["counts and words about this machine"]
+    assert found(settings_of(store, http=HTTP(port=free_port())), "http") == []
+
+
+def test_the_example_has_no_warnings_but_what_this_machine_lacks(store):
+    example = load_settings(Path(__file__).parent.parent / "docs" / "node.toml")
+    listener = example.listener.model_copy(update={"reserve_bytes": 1, "port": free_port()})
+    http = example.http.model_copy(update={"port": free_port()})
+    example = example.model_copy(update={"store": store, "listener": listener, "http": http})
+    assert [f for f in check(example, now=NOW, peers=False) if f.level != "ok"] == []
+
+
+ARCHIVE = {"name": "archive", "ae_title": "ARCHIVE", "host": "h", "port": 104}
+RESEARCH = {"name": "research", "stow": "https://h/studies", "send": "derived", "commit": False}
+PEERS = [{"ae_title": "OCT1"}, {"ae_title": "CAM1"}, {"ae_title": "ARCHIVE"}]
+
+
+@pytest.mark.parametrize(
+    ("destinations", "rules", "what", "words"),
+    [
+        ([ARCHIVE, RESEARCH], [], None, ""),
+        ([RESEARCH], [], "destinations", 'originals are sent nowhere (send = "derived"), and stay in the store until'),
+        ([ARCHIVE, RESEARCH], [{"destinations": ["archive"]}], None, ""),
+        (
+            [ARCHIVE, RESEARCH],
+            [{"calling": ["OCT1"], "Modality": ["OPT"], "destinations": ["research"]}, {"destinations": ["archive"]}],
+            "rule 1",
+            'originals from OCT1 (OPT) are sent nowhere (send = "derived"), and stay in the store until 7 days after',
+        ),
+        (
+            [ARCHIVE],
+            [{"calling": ["OCT1"], "destinations": []}, {"destinations": ["archive"]}],
+            "rule 1",
+            "originals from OCT1 are sent nowhere (no destinations), and stay in the store until a person removes them",
+        ),
+        (
+            [ARCHIVE],
+            [{"calling": ["OCT1"], "destinations": ["archive"]}],
+            "rules",
+            "originals from CAM1 are sent nowhere (no rule fits), and stay in the store until a person removes them",
+        ),
+        (
+            [ARCHIVE],
+            [
+                {"Modality": ["OP", "OPT"], "destinations": ["archive"]},
+                {"calling": ["OCT1"], "destinations": ["archive"]},
+            ],
+            "rules",
+            "originals from CAM1 (other than OP, OPT) are sent nowhere (no rule fits)",
+        ),
+    ],
+)
+def test_originals_that_go_nowhere_are_told(store, destinations, rules, what, words):
+    table = {"store": store, "destinations": destinations, "rules": rules, "peers": PEERS}
+    settings = NodeSettings.model_validate(table).model_copy(update={"listener": Listener(port=0, reserve_bytes=1)})
+    lines = [f for f in check(settings, now=NOW, peers=False) if "sent nowhere" in f.words]
+    assert [(f.what, f.level) for f in lines] == ([] if what is None else [(what, "warning")])
+    assert all(f.words.startswith(words) for f in lines)
+
+
+def test_senders_over_http_need_a_rule_too(store):
+    rules = [{"calling": ["OCT1"], "destinations": ["archive"]}]
+    table = {"store": store, "destinations": [ARCHIVE], "rules": rules, "peers": [{"ae_title": "OCT1"}]}
+    settings = NodeSettings.model_validate(table | {"http": {"stow": True, "port": 0}})
+    ((level, words),) = found(settings, "rules", peers=False)
+    assert level == "warning"
+    assert words.startswith("originals from STOW-RS are sent nowhere")
+
+
+def test_what_cannot_be_kept_on_the_disk_is_told(store, monkeypatch):
+    def told(**retention):
+        return found(settings_of(store, retention=Retention(**retention)), "retention")
+
+    disk = os.statvfs(store)
+    whole = disk.f_blocks * disk.f_frsize
+    assert told() == told(maximum_bytes=whole // 2) == []
+    ((level, words),) = told(maximum_bytes=2 * whole)
+    assert level == "warning"
+    assert words.startswith(
+        f"maximum_bytes is {2 * whole / 1e9:.1f} GB, and the disk has room for {whole / 1e9:.1f} GB"
+    )
+    for name, age in (("young", 1.0), ("old", 4.0), ("before", 30.0)):
+        (store / "jobs" / name / "source").mkdir(parents=True)
+        (store / "jobs" / name / "source" / "a.dcm").write_bytes(b"x" * 40_000)
+        (store / "jobs" / name / "job.json").write_text("{}")
+        at = NOW.timestamp() - age * 86400
+        os.utime(store / "jobs" / name / "job.json", (at, at))
+    assert told(keep_days=7) == []
+    daily = checking._daily_bytes(store, 7, NOW.timestamp())
+    assert 2 * 40_000 / 4 <= daily < 2 * 60_000 / 4
+    assert checking._daily_bytes(store, 0.5, NOW.timestamp()) is None  # too short to tell
+    ((level, words),) = told(keep_days=1e12)
+    assert (level, words.split(":")[-1]) == ("warning", " set keep_days lower, or a maximum_bytes")
+    assert told(keep_days=1e12, maximum_bytes=whole // 2) == []  # the budget comes first
+
+
+def test_much_that_was_set_aside_is_told(store, monkeypatch):
+    (store / "conflicts").mkdir()
+    (store / "conflicts" / "a.dcm").write_bytes(b"x" * 50_000)
+    assert [level for level, _ in found(settings_of(store), "store")] == ["ok"]
+    monkeypatch.setattr(checking, "_MUCH_SET_ASIDE", 40_000)
+    _, (level, words) = found(settings_of(store), "store")
+    assert (level, words.split(" GB")[0]) == ("warning", "conflicts/ holds 0.0")
+    assert checking.set_aside_bytes(store)["quarantine"] == 0
 
 
 def test_a_taken_port_is_wrong_but_not_while_the_node_runs(store):
@@ -169,6 +295,24 @@ def test_dates_of_certificates(store, tmp_path, first, last, level, words):
     lines = found(settings_of(store, listener=listener), "listener.tls")
     assert {got for got, _ in lines} == {level}
     assert all(words in line for _, line in lines)
+
+
+def test_tls_towards_others_without_a_server_name_is_told(store, tmp_path):
+    files = make_certificate(tmp_path, "node", NOW - timedelta(days=1), NOW + timedelta(days=90))
+    named = files.model_copy(update={"server_name": "archive.test"})
+    poses = ("warning", "whoever has a certificate of node.pem may pose as it (no server_name)")
+
+    def told(tls, **address):
+        there = Destination(name="x", tls=tls, **address)
+        return found(settings_of(store, destinations=(there,)), "destination x tls", peers=False)
+
+    dicom = {"ae_title": "X", "host": "h", "port": 104}
+    assert poses in told(files, **dicom)
+    assert {level for level, _ in told(named, **dicom)} == {"ok"}
+    assert {level for level, _ in told(files, stow="https://h/studies")} == {"ok"}  # the host of the URL counts
+    for tls, warned in ((files, True), (named, False)):
+        peers = (Peer(ae_title="CT", host="h", port=104, tls=tls),)
+        assert (poses in found(settings_of(store, peers=peers), "peer CT tls")) == warned
 
 
 def test_a_certificate_with_another_key_is_wrong(store, tmp_path):

@@ -20,6 +20,7 @@ from medenhance_dicom.node.commit import (
     COMMITMENT_INSTANCE,
     Report,
     Transaction,
+    address_of,
     answer_requests,
     commitment_handlers,
     judge,
@@ -31,10 +32,12 @@ from medenhance_dicom.node.commit import (
 )
 from medenhance_dicom.node.forward import send_files
 from medenhance_dicom.node.identity import read_identity
+from medenhance_dicom.node.index import Index
+from medenhance_dicom.node.query import move, query_handlers
 from medenhance_dicom.node.settings import Destination, NodeSettings
 from medenhance_dicom.node.spool import Spool
-from medenhance_dicom.node.wire import accepted_context, application_entity, on_open, storage_contexts
-from tests.dicom_peers import destination, in_own_network, listen, receiving, running
+from medenhance_dicom.node.wire import accepted_context, application_entity, on_open, server_tls, storage_contexts
+from tests.dicom_peers import authority, destination, free_port, in_own_network, listen, receiving, running, tls_files
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 A, B = (CT, "1.2.3.1"), (CT, "1.2.3.2")
@@ -318,6 +321,94 @@ def test_a_modality_that_insists(held):
         ("2.25.7", "CTSCAN", "commitment reported"),
     ]
     listener.shutdown()
+
+
+def test_a_report_goes_over_tls_to_a_peer_that_has_it(held, tmp_path):
+    spool, pairs = held
+    site = ("Site", *authority("Site"))
+    got = []
+
+    def reported(event):
+        got.append(event.event_information.TransactionUID)
+        return 0x0000, None
+
+    server_files = tls_files(tmp_path, "modality", site, names=["ctscan.test"])
+    contexts = [accepted_context(COMMITMENT, both_roles=True)]
+    listener = listen(
+        contexts, [(evt.EVT_N_EVENT_REPORT, reported)], tls=server_tls(server_files), title="CTSCAN", timeout=3
+    )
+    ours = tls_files(tmp_path, "node", site).model_dump()
+    heard = []
+
+    def answered(**more):
+        peer = {"ae_title": "CTSCAN", "host": "127.0.0.1", "port": listener.server_address[1], **more}
+        settings = NodeSettings.model_validate({"store": spool.store, "peers": [peer]})
+        folder = spool.store / "commitments" / "asked"
+        folder.mkdir(parents=True, exist_ok=True)
+        asked = {"peer": "CTSCAN", "instances": pairs, "asked": 1000.0, "attempts": 0, "next": 0.0}
+        (folder / "2.25.7.json").write_text(json.dumps(asked))
+        return answer_requests(spool, settings, now=1000.0, on_report=lambda *facts: heard.append(facts[2])) == 0
+
+    try:
+        assert not answered()
+        assert not answered(tls=ours | {"server_name": "other.test"})
+        assert got == []
+        assert answered(tls=ours | {"server_name": "ctscan.test"})
+        assert answered(tls=ours)
+    finally:
+        listener.shutdown()
+    assert got == ["2.25.7", "2.25.7"]
+    assert [words.split(":")[0] for words in heard] == ["commitment report not delivered"] * 2 + [
+        "commitment reported"
+    ] * 2
+
+
+def test_a_move_goes_over_tls_to_a_peer_that_has_it(held, tmp_path):
+    spool, pairs = held
+    site = ("Site", *authority("Site"))
+    arrived = []
+
+    def stored(event):
+        arrived.append(event.request.AffectedSOPInstanceUID)
+        return 0x0000
+
+    tls = server_tls(tls_files(tmp_path, "modality", site))
+    listener = listen(storage_contexts(), [(evt.EVT_C_STORE, stored)], tls=tls, title="CTSCAN", timeout=3)
+    safe = {"ae_title": "CTSCAN", "host": "127.0.0.1", "port": listener.server_address[1]}
+    safe["tls"] = tls_files(tmp_path, "node", site).model_dump()
+    settings = NodeSettings.model_validate(
+        {"store": spool.store, "peers": [safe, {"ae_title": "ME", "query": True}], "listener": {"ae_title": "NODE"}}
+    )
+    port, index = free_port(), Index(spool)
+    there = Destination(name="node", ae_title="NODE", host="127.0.0.1", port=port)
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel, identifier.SOPInstanceUID = "IMAGE", [uid for _, uid in pairs]
+    try:
+        with receiving(spool, lambda _: query_handlers(index, lambda: settings), port, "ME"):
+            progress = list(move(there, identifier, calling_ae="ME", to="CTSCAN"))
+    finally:
+        listener.shutdown()
+    assert (progress[-1].completed, progress[-1].failed) == (2, 0)
+    assert sorted(arrived) == sorted(uid for _, uid in pairs)
+
+
+def test_where_a_peer_listens():
+    tls = {"certificate": "c", "key": "k", "authority": "a"}
+    settings = NodeSettings.model_validate(
+        {
+            "store": "s",
+            "peers": [
+                {"ae_title": "SAFE", "host": "h", "port": 2762, "tls": tls},
+                {"ae_title": "CLEAR", "host": "h", "port": 104},
+                {"ae_title": "ARCHIVE"},
+            ],
+            "destinations": [{"name": "a", "ae_title": "ARCHIVE", "host": "x", "port": 1, "tls": tls}],
+        }
+    )
+    assert address_of(settings, "SAFE ").tls == settings.peers[0].tls
+    assert address_of(settings, "CLEAR").tls is None
+    assert address_of(settings, "ARCHIVE") is settings.destinations[0]
+    assert address_of(settings, "NOBODY") is None
 
 
 def test_an_undeliverable_report_is_given_up_after_a_day(held):

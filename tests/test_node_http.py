@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import socket
+import threading
+import time
+from contextlib import contextmanager, suppress
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
 from medenhance_dicom.errors import ConfigurationError
-from medenhance_dicom.node.http import make_app, read_token
-from medenhance_dicom.node.settings import HTTP, NodeSettings
+from medenhance_dicom.node.http import make_app, make_server, read_token
+from medenhance_dicom.node.settings import HTTP, Listener, NodeSettings
 from medenhance_dicom.node.upload import Stored, Upload
 
 MULTIPART = 'multipart/related; type="application/dicom"; boundary=b0'
 URL = "/dicom-web/studies"
+SECONDS = 0.6
 
 
 def body(*parts: bytes, content_type: str = "application/dicom") -> bytes:
@@ -25,13 +30,13 @@ class Node:
 
     def __init__(self, folder, **http):
         self.folder, self.taken, self.studies = folder, [], []
-        self.problems, self.busy = [], None
+        self.problems, self.busy, self.page, self.seconds = [], None, b"up 1\n", SECONDS
         self.settings = NodeSettings(store=folder, http=HTTP(**{"stow": True, "maximum_body_bytes": 10_000} | http))
         app = make_app(
             lambda: self.settings, incoming=folder, intake=self.intake, problems=lambda: self.problems,
-            busy=lambda: self.busy, metrics=lambda: (b"up 1\n", "text/plain"),
+            busy=lambda: self.busy, metrics=lambda: (self.page, "text/plain"),
         )  # fmt: skip
-        self.client = TestClient(app)
+        self.app, self.client = app, TestClient(app)
 
     @contextmanager
     def intake(self, study):
@@ -210,3 +215,145 @@ def test_health_and_metrics(node):
     assert node.client.get("/metrics").text == "up 1\n"
     for absent in ("/docs", "/openapi.json", "/dicom-web/studies"):
         assert node.client.get(absent).status_code in (404, 405)
+
+
+# ---------------------------------------------------------------- connections that do not get on
+
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.fixture
+def served(node):
+    """The application behind its server; the port."""
+    node.settings = node.settings.model_copy(update={"listener": Listener(socket_timeout=SECONDS)})
+    server = make_server(node.app, acse_timeout=lambda: node.seconds)
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    yield listening.getsockname()[1]
+    server.should_exit = True
+    thread.join(10)
+
+
+def connected(port):
+    return socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+def healthy(port):
+    return httpx.get(f"http://127.0.0.1:{port}/healthz", timeout=5, trust_env=False).status_code == 200
+
+
+def answers(sock, count):
+    got = b""
+    while got.count(b'{"status":"alive"}') < count:
+        block = sock.recv(65536)
+        assert block, got
+        got += block
+
+
+def seconds_until_cut(sock, drip=b"", pause=0.05, most=3.0):
+    """Until the other side closes, while a byte of `drip` goes out every so often; `most` where it does not."""
+    began = time.monotonic()
+    sock.settimeout(pause)
+    with suppress(ConnectionError):
+        for byte in [drip[i : i + 1] for i in range(len(drip))] or [b""] * 10_000:
+            if time.monotonic() - began > most:
+                return most
+            if byte:
+                sock.send(byte)
+            with suppress(TimeoutError):
+                if not sock.recv(65536):
+                    break
+    return time.monotonic() - began
+
+
+def test_silent_connections_and_dripping_heads_are_cut_off(served):
+    silent = [connected(served) for _ in range(3)]
+    assert SECONDS * 0.8 < seconds_until_cut(connected(served), b"GET /healthz HTTP/1.1\r\nX-Long: " + b"x" * 200) < 2
+    for sock in silent:
+        assert seconds_until_cut(sock) < 1
+
+
+def test_more_silent_connections_than_the_limit_keep_nobody_out(served, node):
+    node.seconds = 60.0  # it is not the time that lets others in
+    silent = [connected(served) for _ in range(80)]
+    dripping = connected(served)
+    dripping.send(b"GET /healthz HT")
+    assert healthy(served)
+    assert seconds_until_cut(silent[0]) < 1
+    assert seconds_until_cut(dripping, most=0.2) == 0.2  # a younger one: it has its time
+
+
+def test_many_silent_connections_are_all_cut_off(served):
+    silent = [connected(served) for _ in range(80)]
+    dripping = connected(served)
+    dripping.send(b"GET /healthz HT")
+    time.sleep(SECONDS + 0.2)
+    assert all(seconds_until_cut(sock) < 1 for sock in [*silent, dripping])
+    assert healthy(served)
+
+
+def test_a_kept_alive_connection_may_ask_again_and_may_not_drip(served):
+    with connected(served) as sock:
+        for _ in range(3):
+            sock.sendall(HEAD)
+            answers(sock, 1)
+            time.sleep(SECONDS * 0.6)  # longer, all told, than a head may take
+        assert SECONDS * 0.8 < seconds_until_cut(sock, HEAD[:-1] + b"X: " + b"x" * 200) < 2
+
+
+def test_a_request_in_two_pieces_and_two_at_once_are_answered(served):
+    with connected(served) as sock:
+        sock.sendall(HEAD[:20])
+        time.sleep(0.1)
+        sock.sendall(HEAD[20:] + HEAD)
+        answers(sock, 2)
+
+
+def test_a_long_request_outlives_the_time_for_its_head(served, node):
+    data = b"x" * 8000
+    whole = body(data)
+    with connected(served) as sock:
+        head = f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Type: {MULTIPART}\r\nContent-Length: {len(whole)}\r\n\r\n"
+        sock.sendall(head.encode())
+        for i in range(0, len(whole), 1024):
+            sock.sendall(whole[i : i + 1024])
+            time.sleep(SECONDS / 4)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK")
+    assert node.taken == [data]
+
+
+def test_a_dripping_body_is_refused_and_leaves_nothing(served, node):
+    with connected(served) as sock:
+        sock.sendall(
+            f"POST {URL} HTTP/1.1\r\nHost: x\r\nContent-Type: application/dicom\r\nContent-Length: 900\r\n\r\n".encode()
+        )
+        got, began = b"", time.monotonic()
+        sock.settimeout(0.05)
+        while not got and time.monotonic() - began < 3:
+            sock.send(b"x")  # often enough for a limit on each block
+            with suppress(TimeoutError):
+                got = sock.recv(65536)
+        assert b"408" in got.split(b"\r\n")[0]
+        assert time.monotonic() - began < 2
+    assert (node.taken, node.left()) == ([], [])
+
+
+@pytest.mark.parametrize(("url", "status"), [("/absent", b"404"), ("/healthz", b"405"), (URL, b"413")])
+def test_the_body_of_an_answered_request_may_not_drip(served, url, status):
+    with connected(served) as sock:
+        sock.sendall(f"POST {url} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n".encode())
+        assert status in sock.recv(65536).split(b"\r\n")[0]
+        assert SECONDS * 0.8 < seconds_until_cut(sock, b"x" * 200) < 2
+
+
+def test_who_does_not_read_the_answer_is_cut_off(served, node):
+    node.page = b"x" * (16 << 20)
+    with connected(served) as sock:
+        sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(SECONDS + 0.3)
+        got = 0
+        while block := sock.recv(1 << 20):
+            got += len(block)
+        assert got < len(node.page)
+    assert len(httpx.get(f"http://127.0.0.1:{served}/metrics", timeout=5, trust_env=False).content) == len(node.page)

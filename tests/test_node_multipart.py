@@ -85,6 +85,8 @@ def test_memory_holds_no_more_than_a_block():
             ("multipart/related", {"type": "application/dicom", "boundary": "ab"}),
         ),
         ("Application/DICOM", ("application/dicom", {})),
+        ("multipart/related; type*=utf-8''application%2Fdicom; Boundary=b", ("multipart/related", {"boundary": "b"})),
+        ("a/b; type*0*=x; type*1=y; c", ("a/b", {"c": ""})),
         ("", ("", {})),
         ("nonsense", ("", {})),
     ],

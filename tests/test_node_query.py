@@ -14,6 +14,7 @@ from pydicom.tag import Tag
 from pynetdicom import evt
 
 from medenhance_dicom.errors import PeerError
+from medenhance_dicom.node import index as index_module
 from medenhance_dicom.node import query as query_module
 from medenhance_dicom.node.forward import send_files
 from medenhance_dicom.node.identity import read_identity
@@ -120,6 +121,18 @@ def test_the_index_follows_the_spool(spool):
         "1.2.1.1.1",
         "1.2.1.1.3",
     ]
+
+
+def test_an_instance_that_does_not_parse_is_looked_at_once(spool, monkeypatch):
+    looked = []
+    real = index_module._row
+    monkeypatch.setattr(index_module, "_row", lambda path: looked.append(path.name) or real(path))
+    spool.held("1.2.1.1.2").write_bytes(b"rubbish" * 1000)
+    for _ in range(3):  # a young folder is looked into each time
+        assert len(list(Index(spool).find("IMAGE", {}))) == 2
+    assert len(looked) == len(set(looked)) == 3
+    spool.held("1.2.1.1.2").unlink()
+    assert len(list(Index(spool).find("IMAGE", {}))) == 2
 
 
 def test_a_damaged_index_is_made_again(spool):

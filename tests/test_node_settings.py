@@ -55,6 +55,8 @@ def test_what_is_commented_out_loads_too(tmp_path):
     assert loaded.listener.tls is not None
     assert loaded.listener.tls.authority == tmp_path / "tls/hospital-ca.pem"
     assert loaded.destinations[0].tls is not None
+    assert loaded.peers[0].tls is not None
+    assert loaded.peers[0].tls.key == tmp_path / "tls/node.key"
     assert loaded.work.database.startswith("postgresql://")
 
 
@@ -86,6 +88,10 @@ def test_a_store_alone_is_enough_and_lets_nobody_in(tmp_path):
         ('store = "s"\n[[destinations]]\nname = "Big"\nstow = "http://h"', r"destinations\.0\.name"),
         ('store = "s"\n[work]\nattempts = 0', r"work\.attempts"),
         ('store = "s"\n[[peers]]\nae_title = "A"\nhosts = ["archive.local"]', r"peers\.0\.hosts.*archive\.local"),
+        (
+            'store = "s"\n[[peers]]\nae_title = "A"\n[peers.tls]\ncertificate = "c"\nkey = "k"\nauthority = "a"',
+            r"peers\.0: .*needs host and port",
+        ),
         ('store = "s"\n[completeness]\nidle_seconds = -1', r"completeness\.idle_seconds"),
     ],
 )

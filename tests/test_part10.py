@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.fileset import FileSet
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
+from medenhance_dicom import part10
 from medenhance_dicom.errors import (
     DerivationError,
     InputError,
@@ -174,6 +176,29 @@ def test_a_big_endian_header_comes_back_little_endian(tmp_path):
     instance = read_instance(path)
     assert instance.RedPaletteColorLookupTableData == b"\x02\x01"
     assert instance.Rows == 3
+
+
+def test_a_small_file_cannot_inflate_to_a_million_items(tmp_path, monkeypatch):
+    monkeypatch.setattr(part10, "_MOST_INFLATED_TAGS", 10_000)
+    path = tmp_path / "x.dcm"
+    dataset = pydicom.Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", "1.2.3"
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    dataset.save_as(path, enforce_file_format=True)
+    head = path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99")
+    at = head.index(b"\x08\x00\x16\x00")
+    meta = bytearray(head[:at])
+    meta[meta.index(b"1.2.840.10008.1.2.1.99") - 2] = 22
+    meta[140:144] = (len(meta) - 144).to_bytes(4, "little")
+    sequence = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff"
+    for item in (b"\xfe\xff\x00\xe0\0\0\0\0", bytes(8)):
+        packed = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        path.write_bytes(meta + packed.compress(head[at:] + sequence + item * 1_500_000) + packed.flush())
+        assert path.stat().st_size < 100_000
+        with pytest.raises(LimitExceededError, match="elements"):
+            read_instance(path)
+        assert read_instance(path, last=0x00080018).SOPInstanceUID == "1.2.3"
 
 
 def test_truncation_nesting_and_size_are_errors_and_bad_values_are_not(tmp_path):

@@ -6,7 +6,8 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from medenhance_dicom.node.association import associated
 from medenhance_dicom.node.http import is_loopback, read_token
 from medenhance_dicom.node.settings import Destination, NodeSettings, TLSFiles
 from medenhance_dicom.node.state import running_process
+from medenhance_dicom.node.upload import STOW_PEER
 from medenhance_dicom.node.wire import client_tls, server_tls
 
 Level = Literal["ok", "warning", "wrong"]
@@ -41,6 +43,8 @@ _COMMON = {
 }
 _SYNTAXES = ["1.2.840.10008.1.2.1", "1.2.840.10008.1.2"]
 _GB = 1e9
+_MUCH_SET_ASIDE = 10**9
+_DAY = 86400.0
 _EXPIRES_SOON = timedelta(days=30)
 
 
@@ -69,7 +73,7 @@ def check(settings: NodeSettings, *, now: datetime, peers: bool = True) -> Itera
         now: Aware time, for the dates of certificates.
         peers: Whether destinations are asked.
     """
-    yield from _store(settings)
+    yield from _store(settings, now)
     yield from _who_may_call(settings)
     if running_process(settings.store) is not None:
         yield Finding("ports", "ok", "a node runs on this store: its ports are not tried")
@@ -77,15 +81,20 @@ def check(settings: NodeSettings, *, now: datetime, peers: bool = True) -> Itera
         yield from _ports(settings)
     if settings.listener.tls:
         yield from _certificates("listener.tls", settings.listener.tls, now, server=True)
+    for peer in settings.peers:
+        if peer.tls:
+            yield from _client_tls(f"peer {peer.ae_title} tls", peer.tls, now, named=False)
     yield from _models(settings)
     if settings.work.database:
         yield from _database(settings.work.database)
     if not settings.destinations:
         yield Finding("destinations", "warning", "none: nothing is sent on, and finished jobs stay here")
+    else:
+        yield from _originals(settings)
     for destination in settings.destinations:
         name = f"destination {destination.name}"
         if destination.tls:
-            yield from _certificates(f"{name} tls", destination.tls, now, server=False)
+            yield from _client_tls(f"{name} tls", destination.tls, now, named=destination.stow is not None)
         if peers:
             callers = {peer.ae_title for peer in settings.peers}
             try:
@@ -114,7 +123,7 @@ def _probe_folder(name: str, folder: Path) -> Finding:
 # ---------------------------------------------------------------- this machine
 
 
-def _store(settings: NodeSettings) -> Iterator[Finding]:
+def _store(settings: NodeSettings, now: datetime) -> Iterator[Finding]:
     store = settings.store
     try:
         store.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -145,6 +154,54 @@ def _store(settings: NodeSettings) -> Iterator[Finding]:
         yield Finding("disk", "wrong", f"{words}: nothing would be received")
     else:
         yield Finding("disk", "warning" if free < 2 * reserve else "ok", words)
+    yield from _retention(settings, usage.f_blocks * usage.f_frsize - reserve, now.timestamp())
+    for name, size in set_aside_bytes(store).items():
+        if size > _MUCH_SET_ASIDE:
+            words = f"{name}/ holds {size / _GB:.1f} GB: look at it; nothing removes these files but a person"
+            yield Finding("store", "warning", words)
+
+
+def _retention(settings: NodeSettings, room: int, now: float) -> Iterator[Finding]:
+    """Whether what is to be kept fits into the `room` bytes that the disk has beyond the reserve."""
+    retention = settings.retention
+    if room <= 0:  # "disk" said so
+        return
+    budget = retention.maximum_bytes
+    if budget is not None and budget > room:
+        words = f"maximum_bytes is {budget / _GB:.1f} GB, and the disk has room for {room / _GB:.1f} GB"
+        yield Finding("retention", "warning", f"{words}: it would be full before finished jobs are removed for it")
+    if (budget is None or budget > room) and (daily := _daily_bytes(settings.store, retention.keep_days, now)):
+        needed = daily * retention.keep_days
+        if needed > room:
+            words = f"{retention.keep_days:g} days of what came lately ({daily / _GB:.1f} GB a day) need"
+            words = f"{words} {needed / _GB:.1f} GB, and the disk has room for {room / _GB:.1f} GB"
+            yield Finding("retention", "warning", f"{words}: set keep_days lower, or a maximum_bytes")
+
+
+def _daily_bytes(store: Path, days: float, now: float) -> float | None:
+    """Bytes of the jobs of the last `days`, by day; None where there is less than a day to judge by."""
+    size, longest = 0, 0.0
+    for folder in (store / "jobs").glob("*"):
+        try:
+            age = (now - (folder / "job.json").stat().st_mtime) / _DAY
+        except OSError:  # it is being sealed, or removed
+            continue
+        if 0.0 <= age <= days:
+            size, longest = size + _bytes_in(folder), max(longest, age)
+    return size / longest if longest >= 1.0 else None
+
+
+def set_aside_bytes(store: Path) -> dict[str, int]:
+    """What `conflicts/` and `quarantine/` take on the disk."""
+    return {name: _bytes_in(store / name) for name in ("conflicts", "quarantine")}
+
+
+def _bytes_in(folder: Path) -> int:
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # it is removed meanwhile
+            size += path.lstat().st_blocks * 512
+    return size
 
 
 def _secret(secret: Path) -> Iterator[Finding]:
@@ -164,8 +221,9 @@ def _who_may_call(settings: NodeSettings) -> Iterator[Finding]:
     listener, peers = settings.listener, settings.peers
     if not peers and not settings.http.stow:
         yield Finding("peers", "warning", "none: nobody may send")
-    elif anywhere := [peer.ae_title for peer in peers if not peer.hosts]:
-        yield Finding("peers", "warning", f"{', '.join(anywhere)} may call from any address (no hosts)")
+    elif not is_loopback(listener.bind) and (anywhere := [peer.ae_title for peer in peers if not peer.hosts]):
+        words = f"{', '.join(anywhere)} may call from any address that reaches {listener.bind} (no hosts)"
+        yield Finding("peers", "warning", words)
     else:
         yield Finding("peers", "ok", f"{len(peers)} may call")
     if listener.port and not is_loopback(listener.bind):
@@ -177,8 +235,13 @@ def _who_may_call(settings: NodeSettings) -> Iterator[Finding]:
     except ConfigurationError as error:
         yield Finding("http", "wrong", str(error))
         return
-    if settings.http.port and settings.http.stow:
+    http = settings.http
+    if http.port and http.stow:
         yield Finding("http", "ok", "STOW-RS asks for a token" if token else "STOW-RS asks for no token, on loopback")
+    if http.port and not is_loopback(http.bind):
+        goes = "pictures and the token go" if http.stow else "counts and words about this machine go"
+        words = f"{goes} over the network in the clear on {http.bind}, unless only a TLS proxy reaches port {http.port}"
+        yield Finding("http", "warning", words)
 
 
 def _ports(settings: NodeSettings) -> Iterator[Finding]:
@@ -235,6 +298,56 @@ def _certificates(what: str, files: TLSFiles, now: datetime, *, server: bool) ->
             yield Finding(what, "ok", f"{path.name} is valid until {last:%Y-%m-%d}")
     if stat.S_IMODE(files.key.stat().st_mode) & 0o077:
         yield Finding(what, "warning", f"{files.key.name} is open to others (0600 keeps it private)")
+
+
+def _client_tls(what: str, files: TLSFiles, now: datetime, *, named: bool) -> Iterator[Finding]:
+    """Towards a peer; `named`: its certificate has to bear the name of a URL's host anyway."""
+    yield from _certificates(what, files, now, server=False)
+    if files.server_name is None and not named:
+        words = f"whoever has a certificate of {files.authority.name} may pose as it (no server_name)"
+        yield Finding(what, "warning", words)
+
+
+def _originals(settings: NodeSettings) -> Iterator[Finding]:
+    """Series whose originals no destination gets, by rule and by sender."""
+    getting = {item.name for item in settings.destinations if item.send in ("originals", "both")}
+    days = f"{settings.retention.keep_days:g} days"
+    for number, rule in enumerate(settings.rules or [settings.rule_for("", "")], 1):
+        whose = "originals"
+        if rule.calling or rule.Modality:
+            whose += (
+                f" from {_listed(rule.calling) or 'anybody'}{f' ({_listed(rule.Modality)})' if rule.Modality else ''}"
+            )
+        what = f"rule {number}" if settings.rules else "destinations"
+        if not rule.destinations:
+            words = f"{whose} are sent nowhere (no destinations), and stay in the store until a person removes them"
+            yield Finding(what, "warning", words)
+        elif not getting.intersection(rule.destinations):
+            words = f'{whose} are sent nowhere (send = "derived"), and stay in the store until {days} after delivery'
+            yield Finding(what, "warning", f"{words} of the derived ones: then they are gone")
+    if settings.rules:
+        yield from _without_rule(settings)
+
+
+def _without_rule(settings: NodeSettings) -> Iterator[Finding]:
+    """Senders that no rule fits whatever the modality. A peer that is a destination comes to bring reports."""
+    archives = {item.ae_title for item in settings.destinations}
+    senders = [peer.ae_title for peer in settings.peers if peer.ae_title not in archives]
+    senders += [STOW_PEER] if settings.http.stow else []
+    lacking: dict[tuple[str, ...], list[str]] = {}
+    for sender in senders:
+        rules = [rule for rule in settings.rules if not rule.calling or sender in rule.calling]
+        if all(rule.Modality for rule in rules):
+            known = tuple(sorted({name for rule in rules for name in rule.Modality}))
+            lacking.setdefault(known, []).append(sender)
+    for known, names in lacking.items():
+        whose = f"originals from {_listed(names)}{f' (other than {_listed(known)})' if known else ''}"
+        words = f"{whose} are sent nowhere (no rule fits), and stay in the store until a person removes them"
+        yield Finding("rules", "warning", words)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
 
 
 def _models(settings: NodeSettings) -> Iterator[Finding]:

@@ -111,6 +111,7 @@ def node_status(config: ConfigArgument = DEFAULT_CONFIG, json: Json = False) -> 
 
 def _status(settings: NodeSettings) -> dict[str, Any]:
     """What a person wants to know first; from the store, and from the node's /readyz where it has one."""
+    from medenhance_dicom.node.check import set_aside_bytes
     from medenhance_dicom.node.metrics import Metrics, unfinished
     from medenhance_dicom.node.spool import Spool
     from medenhance_dicom.node.state import read_state, running_process
@@ -133,6 +134,7 @@ def _status(settings: NodeSettings) -> dict[str, Any]:
         "oldest_unfinished_seconds": None if oldest is None else round(max(0.0, time.time() - oldest)),
         "dead_letters": len(Metrics(spool).dead_letters()),
         **spool.set_aside(),
+        **{f"{name}_gigabytes": round(size / 1e9, 3) for name, size in set_aside_bytes(store).items()},
         "free_gigabytes": round(spool.free_bytes() / 1e9, 1),
         "problems": _problems(said["http"]) if pid is not None and said.get("http") else None,
     }

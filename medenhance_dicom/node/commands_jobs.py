@@ -101,15 +101,19 @@ def jobs_retry(
     with _Jobs(config) as control:
         asked = [job["job"] for job in control.all() if job["state"] == "failed"] if failed else list(jobs or ())
         done = {job: control.retry(job) for job in asked}
-    _tell(done, {job: ", ".join(stages) or "nothing to retry" for job, stages in done.items()}, json=json)
+    nothing = "nothing to retry, see `jobs why`"
+    _tell(done, {job: ", ".join(stages) or nothing for job, stages in done.items()}, json=json)
 
 
 @jobs_app.command("cancel")
 def jobs_cancel(jobs: JobIds, config: ConfigOption = DEFAULT_CONFIG, json: Json = False) -> None:
-    """Give jobs up; their files stay. Exit code 3 where all are done already."""
+    """Give jobs up; their files stay, and the same instances may be sent again. Exit code 3 where all are done."""
     with _Jobs(config) as control:
         done = {job: control.cancel(job) for job in jobs}
-    _tell(done, {job: "cancelled" if cancelled else "is done already" for job, cancelled in done.items()}, json=json)
+        running = {job for job in jobs if not control.may_come_again(job)}
+    words = {True: "cancelled; a step of it still runs: cancel it again when that is over", False: "cancelled"}
+    said = {job: words[job in running] if cancelled else "is done already" for job, cancelled in done.items()}
+    _tell(done, said, json=json)
 
 
 def _tell(done: Mapping[str, object], words: Mapping[str, str], *, json: bool) -> NoReturn:

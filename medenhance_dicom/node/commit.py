@@ -10,6 +10,7 @@ die at any moment:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -380,11 +381,13 @@ def verify_held(spool: Spool, instances: Sequence[tuple[str, str]]) -> dict[tupl
 def _digests(store: Path, keys: set[str]) -> dict[str, list[str]]:
     """Instance key to the digests in the names `<key>.<digest>.dcm` of pending and sealed series."""
     found: dict[str, list[str]] = {}
-    for pattern in ("pending/*/*.dcm", "jobs/*/source/*.dcm"):
-        for path in store.glob(pattern):
-            key, _, digest = path.stem.partition(".")
-            if digest and key in keys:
-                found.setdefault(key, []).append(digest)
+    for parent, inner in (("pending", ""), ("jobs", "source")):  # in this order: what is sealed meanwhile is in its job
+        for folder in (store / parent).iterdir():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                for path in (folder / inner).iterdir():
+                    key, _, digest = path.stem.partition(".")
+                    if digest and key in keys:
+                        found.setdefault(key, []).append(digest)
     return found
 
 
@@ -392,7 +395,7 @@ def address_of(settings: NodeSettings, ae_title: str) -> Destination | None:
     """Where an application entity listens: of a peer with host and port, else of a destination of that title."""
     peer = settings.peer(ae_title)
     if peer is not None and peer.host is not None and peer.port is not None:
-        return Destination(name="peer", ae_title=peer.ae_title, host=peer.host, port=peer.port)
+        return Destination(name="peer", ae_title=peer.ae_title, host=peer.host, port=peer.port, tls=peer.tls)
     return next((item for item in settings.destinations if item.ae_title == ae_title.strip()), None)
 
 

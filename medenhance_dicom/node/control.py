@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,8 +13,23 @@ from medenhance_dicom.audit import Audit
 from medenhance_dicom.jobs import ENHANCE, FETCH, Jobs, JobState, StageState, sqlite_url
 from medenhance_dicom.node.delivering import TO
 from medenhance_dicom.node.delivery import read_ledger
-from medenhance_dicom.node.jobfolder import ARCHIVE, job_folder, ledger_path, read_whole, write_lines, write_whole
+from medenhance_dicom.node.jobfolder import (
+    ARCHIVE,
+    flush,
+    job_folder,
+    ledger_path,
+    locked,
+    read_whole,
+    write_lines,
+    write_whole,
+)
 from medenhance_dicom.node.settings import NodeSettings
+from medenhance_dicom.node.spool import SealedSeries, Spool
+
+_GIVEN_UP = "given_up"
+"""Folder of a cancelled job that its `source` is moved into. What is in `source` the node holds, or makes it so at its
+start: then a sender's next try would be answered with success and make no job."""
+_STEP_SECONDS = 5.0
 
 
 def database_of(settings: NodeSettings) -> str:
@@ -90,18 +106,20 @@ class Control:
                 f"{conflicts} instances came again with other bytes; those are in conflicts/, and not sent."
             )
         sentences += [_now(stage) for stage in state.stages if stage.state != "done"]
+        if again := self._came_again(folder):
+            return [*sentences, f"{again} of its instances were sent again, and go on in a job of their own."]
         return sentences + _advice(state, folder)
 
     def _conflicts(self, folder: Path) -> int:
         """Files that were set aside because a job has others of the same SOP Instance UIDs."""
-        held = {path.name.split(".")[0] for path in (folder / "source").glob("*.dcm")}
+        held = {path.name.split(".")[0] for path in _originals(folder)}
         return sum(path.name.split(".")[0] in held for path in (self._store / "conflicts").glob("*.dcm"))
 
     def retry(self, job: str) -> list[str]:
         """Go at what failed, waits or was cancelled, now, with fresh attempts and by the rules as they are now.
 
         Returns:
-            The stages; none where nothing has failed.
+            The stages; none where nothing has failed, or where instances of a cancelled job were sent again.
 
         Raises:
             KeyError: No such job.
@@ -117,6 +135,8 @@ class Control:
         except KeyError:  # the database was lost
             stages = ()
         if stages and all(stage.state in ("queued", "working") for stage in stages):
+            return []
+        if not self._take_up(folder):
             return []
         (folder / "cancelled").unlink(missing_ok=True)
         again = [{"event": "retried", "at": self._clock()}]
@@ -143,6 +163,9 @@ class Control:
     def cancel(self, job: str) -> bool:
         """Give a job up; what is running ends its step. Its files stay.
 
+        The same instances may come again then, and make another job: see `may_come_again`. Cancelling once more does
+        what a step that was running prevented.
+
         Returns:
             False where it is done already.
 
@@ -155,8 +178,68 @@ class Control:
             return False
         write_whole(folder / "cancelled", {"at": self._clock()})
         self._audit.append("cancelled", job=job)
-        self.jobs.cancel(job)
+        with contextlib.suppress(KeyError):  # it was never queued, or the database was lost
+            self.jobs.cancel(job)
+        self._give_up(folder)
         return True
+
+    def may_come_again(self, job: str) -> bool:
+        """Whether the same instances, sent again, make another job: not while a step of a cancelled one still runs.
+
+        Raises:
+            KeyError: No such job.
+        """
+        folder = self._folder(job)
+        return _of_archive(folder) or not (folder / "source").is_dir()
+
+    def _give_up(self, folder: Path) -> None:
+        """Move the instances out of `source` and out of `held/`, unless a step works on them for seconds yet."""
+        if _of_archive(folder):
+            return
+        with contextlib.ExitStack() as locks:
+            until = time.monotonic() + _STEP_SECONDS
+            for path in sorted(folder.glob(".*.lock")):
+                while not locks.enter_context(locked(path)):
+                    if time.monotonic() > until:
+                        return
+                    time.sleep(0.1)
+            given_up = folder / _GIVEN_UP
+            if (folder / "source").is_dir() and not (folder / "done.json").exists():
+                given_up.mkdir(mode=0o700, exist_ok=True)
+                flush(folder)
+                (folder / "source").rename(given_up / "source")
+                flush(given_up)
+                flush(folder)
+            if (given_up / "source").is_dir():
+                Spool(self._store).forget(SealedSeries(folder.name, given_up, {}))
+
+    def _take_up(self, folder: Path) -> bool:
+        """Hold the instances of a cancelled job again; False where another job has one of them by now."""
+        given_up = folder / _GIVEN_UP
+        if not (given_up / "source").is_dir():
+            return True
+        try:
+            for path in _originals(folder):
+                held = self._held(path)
+                if not (held.exists() and held.samefile(path)):
+                    held.hardlink_to(path)
+        except FileExistsError:
+            Spool(self._store).forget(SealedSeries(folder.name, given_up, {}))
+            return False
+        (given_up / "source").rename(folder / "source")
+        given_up.rmdir()
+        flush(folder)
+        return True
+
+    def _came_again(self, folder: Path) -> int:
+        """Instances of a cancelled job that another job has, or a series that still comes in."""
+        if not (folder / _GIVEN_UP).is_dir():
+            return 0
+        return sum(not self._held(path).samefile(path) for path in _originals(folder) if self._held(path).exists())
+
+    def _held(self, path: Path) -> Path:
+        key = path.name.split(".")[0]
+        return self._store / "held" / key[:2] / f"{key}.dcm"
 
     def recover(self, worker: str) -> None:
         """Declare a worker dead, so that a living one takes its jobs over at once."""
@@ -195,6 +278,16 @@ class Control:
             "created": _iso(state.created),
             "updated": _iso(state.updated),
         }
+
+
+def _of_archive(folder: Path) -> bool:
+    """Whether nobody sent its instances: they lie in an archive, and `held/` has none of them."""
+    return folder.parent.name == ARCHIVE
+
+
+def _originals(folder: Path) -> list[Path]:
+    """The instances of a job, cancelled or not."""
+    return [*(folder / "source").glob("*.dcm"), *(folder / _GIVEN_UP / "source").glob("*.dcm")]
 
 
 def _iso(seconds: float) -> str:
@@ -276,7 +369,10 @@ def _advice(state: JobState, folder: Path) -> list[str]:
                 advice = f"Originals are sent on all the same. {advice}"
             return [advice, "Until then its files stay here."]
         case "cancelled":
-            return [f"`jobs retry {state.job[:8]}` takes it up again. Until then its files stay here."]
+            again = "The same instances, sent again, make another job."
+            if (folder / "source").is_dir():
+                again = "A step of it was running: until you cancel it once more, the same instances make no other job."
+            return [again, f"`jobs retry {state.job[:8]}` takes it up again. Until then its files stay here."]
         case "queued":
             return ["If that lasts, see `node status`: no worker may be running."]
         case "waiting":

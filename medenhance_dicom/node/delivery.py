@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from medenhance_dicom.node.jobfolder import read_lines
 from medenhance_dicom.node.settings import Work
 
-_FIRST_POLL, _LONGEST_POLL = 1.0, 15.0  # seconds between looks for a commitment report
+_FIRST_POLL, LONGEST_POLL = 1.0, 15.0
+"""Seconds between looks for a commitment report."""
 
 
 class Instance(NamedTuple):
@@ -150,7 +151,7 @@ def decide(
             waited = abs(now - ledger.asked)
             if waited >= commit_seconds:
                 return Expire(ledger.transaction)
-            poll = min(max(_FIRST_POLL, waited / 4), _LONGEST_POLL, commit_seconds - waited)
+            poll = min(max(_FIRST_POLL, waited / 4), LONGEST_POLL, commit_seconds - waited)
             return Wait(poll, "the commitment report has not come yet")
         return Wait(left, ledger.why) if ledger.commit_failures and left > 0 else Ask(open_)
     if ledger.refused:

@@ -19,6 +19,7 @@ from medenhance_dicom.node.jobfolder import flush, read_lines, said, write_lines
 from medenhance_dicom.node.settings import NodeSettings
 
 if TYPE_CHECKING:
+    from medenhance_dicom.decoding import Decoder
     from medenhance_dicom.enhance import Enhancement
 
 _KEPT = 3
@@ -73,6 +74,7 @@ class Enhancing:
         """Args: clock: seconds since the epoch."""
         self._clock = clock
         self._enhancements: dict[object, Enhancement] = {}
+        self._decoder: Decoder | None = None
 
     def go(
         self, folder: Path, made: float, settings: NodeSettings, stopping: threading.Event
@@ -113,6 +115,7 @@ class Enhancing:
         self, folder: Path, made: float, settings: NodeSettings, stopping: threading.Event
     ) -> tuple[dict[str, int], list[str]]:
         """Counts of results, and the derived files that may be sent, relative to the folder."""
+        from medenhance_dicom.decoding import Decoder
         from medenhance_dicom.report import RunReport
 
         run = self._enhancement_for(settings, folder / "derived", made=made)
@@ -121,7 +124,8 @@ class Enhancing:
             precision=run.precision,
         )  # fmt: skip
         counts, derived = Counter[str](), []
-        for outcome in run.outcomes([folder / "source"]):
+        self._decoder = self._decoder or Decoder(run.settings.limits)
+        for outcome in run.outcomes([folder / "source"], decoder=self._decoder):
             report.add(outcome)
             counts[outcome.result] += 1
             if outcome.result in ("enhanced", "warned") and outcome.derived:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.node.spool import Spool
-from medenhance_dicom.part10 import read_instance
+from medenhance_dicom.part10 import Limits, read_instance
 
 LEVELS: dict[str, tuple[str, ...]] = {
     "STUDY": (
@@ -74,7 +74,9 @@ COUNTS = {
 }
 """Keys that are worked out, and the level at which they have a meaning."""
 COLUMNS = tuple(keyword for keywords in LEVELS.values() for keyword in keywords)
-_VERSION = 1
+_LAST = max(tag_for_keyword(keyword) or 0 for keyword in COLUMNS)
+_LIMITS = Limits(max_elements=20_000)
+_VERSION = 2
 _YOUNG = 2.0
 """Seconds for which the time of a folder does not tell whether it has changed since."""
 _MOST_VALUES = 500
@@ -166,12 +168,13 @@ class Index:
             database.execute("PRAGMA synchronous = OFF")
             if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
                 database.execute("BEGIN IMMEDIATE")
-                database.execute("DROP TABLE IF EXISTS instances")
-                database.execute("DROP TABLE IF EXISTS folders")
+                for table in ("instances", "unreadable", "folders"):
+                    database.execute(f"DROP TABLE IF EXISTS {table}")
                 columns = ", ".join(f"{keyword} TEXT NOT NULL" for keyword in COLUMNS)
                 database.execute(f"CREATE TABLE instances (name TEXT PRIMARY KEY, {columns})")
                 for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
                     database.execute(f"CREATE INDEX by_{keyword} ON instances ({keyword})")
+                database.execute("CREATE TABLE unreadable (name TEXT PRIMARY KEY)")
                 database.execute("CREATE TABLE folders (name TEXT PRIMARY KEY, changed INTEGER NOT NULL)")
                 database.execute(f"PRAGMA user_version = {_VERSION}")
                 database.execute("COMMIT")
@@ -194,13 +197,20 @@ class Index:
 
     def _refresh_folder(self, database: sqlite3.Connection, folder: Path, changed: int) -> None:
         there = {path.name for path in folder.glob("*.dcm")}
-        listed = f"{folder.name}%"
-        had = {name for (name,) in database.execute("SELECT name FROM instances WHERE name LIKE ?", (listed,))}
-        rows = [row for name in sorted(there - had) if (row := _row(folder / name)) is not None]
-        if not rows and not had - there and changed < 0:
+        had: set[str] = set()
+        for table in ("instances", "unreadable"):
+            sql = f"SELECT name FROM {table} WHERE name LIKE ?"  # noqa: S608 our own names
+            had |= {name for (name,) in database.execute(sql, (f"{folder.name}%",))}
+        new = {name: _row(folder / name) for name in sorted(there - had)}
+        if not new and not had - there and changed < 0:
             return
+        rows = [row for row in new.values() if row is not None]
+        unreadable = [(name,) for name, row in new.items() if row is None]
         database.execute("BEGIN IMMEDIATE")
-        database.executemany("DELETE FROM instances WHERE name = ?", [(name,) for name in had - there])
+        for table in ("instances", "unreadable"):
+            gone = [(name,) for name in had - there]
+            database.executemany(f"DELETE FROM {table} WHERE name = ?", gone)  # noqa: S608 our own names
+        database.executemany("INSERT OR REPLACE INTO unreadable VALUES (?)", unreadable)
         marks = ", ".join("?" * (len(COLUMNS) + 1))
         database.executemany(f"INSERT OR REPLACE INTO instances VALUES ({marks})", rows)  # noqa: S608 as above
         database.execute("INSERT OR REPLACE INTO folders VALUES (?, ?)", (folder.name, changed))
@@ -210,7 +220,7 @@ class Index:
 def _row(path: Path) -> tuple[str, ...] | None:
     """None where the header does not parse: such an instance is held, and cannot be asked for."""
     try:
-        header = read_instance(path)
+        header = read_instance(path, limits=_LIMITS, last=_LAST)
     except InputError:
         return None
     return (path.name, *(text_of(header, keyword) for keyword in COLUMNS))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email.message import Message
 
@@ -38,11 +38,15 @@ Event = PartBegins | PartData | PartEnds
 
 
 def media_type(value: str) -> tuple[str, dict[str, str]]:
-    """Media type and parameters of a Content-Type field; the type and the names in lower case."""
+    """Media type and parameters of a Content-Type field; the type and the names in lower case.
+
+    Parameters in the extended notation of RFC 2231 are left out: nobody needs it for what is looked at here.
+    """
     message = Message()
     message["content-type"] = value
-    given = message.get_params(failobj=[], header="content-type")
-    return message.get_content_type() if "/" in value else "", {k.lower(): v for k, v in given[1:]}
+    given: Sequence[tuple[str, object]] = message.get_params(failobj=[], header="content-type")
+    parameters = {name.lower(): text for name, text in given[1:] if isinstance(text, str)}
+    return message.get_content_type() if "/" in value else "", parameters
 
 
 class MultipartReader:

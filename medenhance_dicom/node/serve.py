@@ -28,7 +28,7 @@ from medenhance_dicom.node.children import Children
 from medenhance_dicom.node.commit import answer_requests
 from medenhance_dicom.node.complete import Completeness
 from medenhance_dicom.node.control import database_of
-from medenhance_dicom.node.http import make_app
+from medenhance_dicom.node.http import make_app, make_server
 from medenhance_dicom.node.identity import read_identity
 from medenhance_dicom.node.jobfolder import said
 from medenhance_dicom.node.logs import LogFormat, place
@@ -235,11 +235,7 @@ class NodeProcess:
             busy=self._busy,
             metrics=Metrics(self.spool).render,
         )
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", server_header=False, limit_concurrency=64,
-            timeout_graceful_shutdown=10,
-        )  # fmt: skip
-        server = uvicorn.Server(config)
+        server = make_server(app, acse_timeout=lambda: self.settings.listener.acse_timeout)
         try:
             listening = socket.create_server((http.bind, http.port), family=_family(http.bind))
         except OSError as error:

@@ -30,10 +30,10 @@ class TLSFiles(_Table):
     key: Path
     authority: Path
     port: Port = 2762
-    """Of the listener (PS3.15 B.12); destinations have their own."""
+    """Of the listener (PS3.15 B.12); peers and destinations have their own."""
     server_name: str | None = None
-    """Of a DICOM destination: the DNS name or address that its certificate has to bear; none: any certificate of
-    `authority` will do. With STOW-RS the host of the URL always has to be in it."""
+    """Of a DICOM peer or destination: the DNS name or address that its certificate has to bear; none: any certificate
+    of `authority` will do. With STOW-RS the host of the URL always has to be in it."""
 
 
 class Listener(_Table):
@@ -51,12 +51,12 @@ class Listener(_Table):
     maximum_associations_of_a_peer: Annotated[int, Field(ge=1)] = 4
     maximum_pdu: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
     acse_timeout: Annotated[float, Field(gt=0)] = 10.0
-    """Seconds from an accepted connection to an established association."""
+    """Seconds from an accepted connection to an established association, or to the head of an HTTP request."""
     dimse_timeout: Annotated[float, Field(gt=0)] = 60.0
     network_timeout: Annotated[float, Field(gt=0)] = 300.0
     """Seconds of an idle association."""
     socket_timeout: Annotated[float, Field(gt=0)] = 30.0
-    """Seconds that one read may wait in the middle of a PDU."""
+    """Seconds that one read may wait in the middle of a PDU, and in which an HTTP body has to bring 1 KiB."""
     reserve_bytes: Annotated[int, Field(ge=0)] = 2 << 30
     """Free disk space below which nothing more is received (0xA700)."""
 
@@ -72,6 +72,8 @@ class Peer(_Table):
     host: str | None = None
     """Where it listens: for Storage Commitment reports and C-MOVE."""
     port: Port | None = None
+    tls: TLSFiles | None = None
+    """Of our calls to it there; none: in the clear."""
     query: bool = False
     """May ask what is held and retrieve it: C-FIND, C-GET, C-MOVE."""
 
@@ -81,6 +83,12 @@ class Peer(_Table):
         for host in hosts:
             ip_network(host, strict=False)  # a ValueError that names it
         return hosts
+
+    @model_validator(mode="after")
+    def _tls_has_an_address(self) -> Peer:
+        if self.tls is not None and (self.host is None or self.port is None):
+            raise ValueError("tls is for our calls to it: needs host and port")
+        return self
 
     def may_call_from(self, address: str | None) -> bool:
         """Whether it is one of `hosts`."""

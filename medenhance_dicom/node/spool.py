@@ -252,7 +252,8 @@ class Spool:
         try:
             os.fsync(file)
         finally:
-            wait(together)
+            if together:
+                wait(together)
         self._flush_seconds = time.monotonic() - began
         for flushed in together:
             flushed.result()
@@ -379,7 +380,7 @@ class Spool:
         self._finish(folder)
         names = sorted(path.name for path in _instances(folder))
         if not names:
-            gone = folder.with_name(f".{secrets.token_hex(12)}")  # or a new series would take the emptied folder's place
+            gone = folder.with_name(f".{secrets.token_hex(12)}")  # or a new series would take the emptied one's place
             folder.rename(gone)
             shutil.rmtree(gone)
             return None

@@ -11,7 +11,7 @@ Implements `jobs.Work` over the folder of a job:
     sent/*.jsonl      one ledger for each destination (`delivery`)
     done.json         every destination has everything; from then on retention may remove the job, but for one that
                       no destination was to have: it is the only copy
-    cancelled         a person gave the job up
+    cancelled         a person gave the job up; `given_up/` has its source then, so that it may come again
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from medenhance_dicom.audit import Audit
 from medenhance_dicom.errors import ConfigurationError, InputError, OutputError
 from medenhance_dicom.jobs import ENHANCE, FETCH, Result, Task
 from medenhance_dicom.node.delivering import TO, Commitment, Delivering, Peers
-from medenhance_dicom.node.delivery import Instance, read_ledger
+from medenhance_dicom.node.delivery import LONGEST_POLL, Instance, read_ledger
 from medenhance_dicom.node.enhancing import Enhancing, Turns
 from medenhance_dicom.node.jobfolder import job_folder, ledger_path, locked, read_whole, said, write_whole
 from medenhance_dicom.node.settings import Destination, NodeSettings
@@ -254,6 +254,7 @@ def launch_worker(load: Callable[[], NodeSettings], *, hurried: bool = True) -> 
         beat=settings.work.heartbeat_seconds,
         silent=settings.work.silent_seconds,
         hurried=hurried,
+        longest=max(settings.work.longest_pause, LONGEST_POLL),
     )
 
 

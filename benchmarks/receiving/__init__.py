@@ -1,0 +1,1 @@
+"""How fast instances are received, and what it costs. `__main__` says how to run it."""
