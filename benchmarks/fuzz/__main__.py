@@ -135,8 +135,8 @@ def _markdown(result: Result, watch, options: argparse.Namespace) -> str:
         f"{'**Findings below.**' if result.findings else 'No finding.'}", "",
         f"medenhance-dicom {version('medenhance-dicom')}, pynetdicom {version('pynetdicom')}, uvicorn {version('uvicorn')}, "
         f"Python {platform.python_version()}.", "",
-        "After each batch: every process is the one that was started and at most 100 MB larger; no connection, `.part` or "
-        "marker of an association is left; C-ECHO, a new C-STORE and /healthz go well; the log and the audit trail name no "
+        "After each batch: every process is the one that was started and at most 100 MB larger, a worker 400 MB; no "
+        "connection, `.part` or marker of an association is left; C-ECHO, a new C-STORE and /healthz go well; the log and the audit trail name no "
         "patient, no UID and no traceback. HTTP 500 is never an answer.", "",
         f"Largest growth: {', '.join(f'{role} {more} MB' for role, more in watch.growth.items())}. Longest wait for the last connection of a batch: "
         f"{watch.longest_slot:.1f} s.", "",
