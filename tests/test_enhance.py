@@ -99,6 +99,7 @@ def test_burned_in_text_is_left_alone(run):
     assert seen == 2
 
 
+@pytest.mark.slow
 def test_running_twice_changes_nothing(run, tmp_path):
     samples = run[0]
     first = enhance([samples / "study"], tmp_path)

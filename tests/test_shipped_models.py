@@ -31,6 +31,7 @@ def _no_guides_of_the_user(monkeypatch, tmp_path):
     monkeypatch.setenv("MEDENHANCE_GUIDES", str(tmp_path / "guides"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", sorted(MANIFEST.weights))
 def test_a_shipped_network_enhances_a_sample(key, samples, tmp_path):
     sources = {"cornea": "op-cornea.dcm", "fundus": "op-fundus.dcm", "endoscopy": "es-colon.dcm"}

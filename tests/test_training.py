@@ -97,7 +97,7 @@ def _recipe_of(drawn, method, **more):
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(m, marks=[] if m in ("stillgan", "hqgnet") else pytest.mark.slow) for m in ("stillgan", *METHOD)],
+    [pytest.param(m, marks=[] if m == "stillgan" else pytest.mark.slow) for m in ("stillgan", *METHOD)],
 )
 def test_each_method_goes_on_exactly_where_it_stopped(drawn, method):
     recipe = _recipe_of(drawn, method)
@@ -155,6 +155,7 @@ def test_a_method_computes_its_own_terms_and_no_others(drawn, method, terms):
     assert set(seen) == terms | {"D"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", ["learned", "none"])
 def test_hqgnet_without_a_guide_trains_no_encoder(drawn, guidance):
     recipe = _recipe_of(drawn, "hqgnet", **{"network.guidance": guidance})
@@ -221,6 +222,7 @@ def test_a_misspelt_key_names_file_and_key(drawn):
         load_training_recipe(drawn / "tiny.toml")
 
 
+@pytest.mark.slow
 def test_the_warm_up_learns(drawn):
     recipe = load_training_recipe(drawn / "tiny.toml", {"schedule.warm_up": 24, "schedule.steps": 0})
     losses = []
@@ -231,6 +233,7 @@ def test_the_warm_up_learns(drawn):
     assert np.mean(losses[-6:]) < 0.8 * np.mean(losses[:6])
 
 
+@pytest.mark.slow
 def test_a_run_can_start_from_the_weights_of_another(drawn):
     first = fit(load_training_recipe(drawn / "tiny.toml"), data_root=drawn, run=drawn / "a", device="cpu")
     still = {"schedule.warm_up": 1, "schedule.steps": 0, "schedule.warm_up_rate": 0.0, "network.start": str(first)}
@@ -249,6 +252,7 @@ def test_a_run_can_start_from_the_weights_of_another(drawn):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_lassim_weight_grows_over_its_ramp(drawn):
     def weights(name, **more):
         few = {"schedule.warm_up": 4, "schedule.steps": 0, "schedule.ema": 0.0, **more}
@@ -262,6 +266,7 @@ def test_the_lassim_weight_grows_over_its_ramp(drawn):
     assert (late - without).abs().mean() < 0.02 * (at_once - without).abs().mean()
 
 
+@pytest.mark.slow
 def test_the_last_average_is_kept_where_that_is_asked_for(drawn):
     finish = {"schedule.finish": 3, "schedule.keep": "last", "schedule.ema": 0.0}
     run = drawn / "run"
