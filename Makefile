@@ -25,7 +25,7 @@ demo: install
 	@find enhanced -name '*.png' | sort
 
 test: install
-	$(BIN)/pytest -n 2 --timeout 120 -m "not slow and not gpu"
+	$(BIN)/pytest -n 3 --timeout 120 -m "not slow and not gpu"
 
 test-all: install
 	$(BIN)/pytest -n 2 --timeout 900 -m "not gpu"

@@ -122,6 +122,7 @@ def test_models_and_recipes_verify():
     assert "stillgan-cornea-1" in run("models", "list", code=0).stdout
 
 
+@pytest.mark.slow
 def test_train_runs_from_the_command_line(tmp_path):
     import numpy as np
     from PIL import Image

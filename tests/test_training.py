@@ -168,6 +168,7 @@ def test_hqgnet_without_a_guide_trains_no_encoder(drawn, guidance):
     assert not (drawn / "run/guide_encoder.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_hqgnet_keeps_its_guide_encoder_and_stops_training_it(drawn):
     recipe = _recipe_of(drawn, "hqgnet")
     encoders = []
@@ -182,6 +183,7 @@ def test_hqgnet_keeps_its_guide_encoder_and_stops_training_it(drawn):
     assert {"G", "E"} <= set(load_checkpoint(drawn / "run/last.safetensors")["method"]["modules"])
 
 
+@pytest.mark.slow
 def test_a_run_keeps_a_diary(drawn):
     recipe = load_training_recipe(drawn / "tiny.toml")
     run = drawn / "run"
