@@ -155,7 +155,7 @@ def test_interrupted_paused_and_cancelled(tmp_path):
     archives.make_plan(plan, archive)
     process = archives.start(plan, out)
     wait_for(lambda: done_so_far(plan) >= 4)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     subprocess.run([*archives.COMMAND, "pause", str(plan)], check=True)
     process = archives.start(plan, out)

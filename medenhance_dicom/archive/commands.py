@@ -178,7 +178,7 @@ def archive_run(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--off-peak") from None
     with _interruptible("the same command"), Plan(plan) as opened, only_one(plan, wait=wait) as alone:
-        stop, interrupted = _stop_on_signals()
+        stop = _stop_on_signals()
         if not alone:
             note(f"{plan} is being run already; `archive status {plan}` tells how far it is")
             raise typer.Exit(0)
@@ -198,11 +198,9 @@ def archive_run(
         _say_run(opened, progress, json=json)
         if shadow is not None and progress.series and not progress.shadows:
             note(f"no series of the share had a shadow: {shadow} fits none, or is their own recipe")
-        if interrupted.is_set():
+        if stop.is_set():
             note(f"interrupted; the same command goes on, and `archive status {plan}` tells how far it is")
             raise typer.Exit(130)
-        if stop.is_set():
-            raise typer.Exit(0)
         code = exit_code(progress.results + Counter(failed=progress.failed_jobs))
         raise typer.Exit(0 if code == 3 else code)
 
@@ -262,18 +260,12 @@ def _say_run(plan: Plan, progress: Progress, *, json: bool) -> None:
         typer.echo(f"{left} series are open")
 
 
-def _stop_on_signals() -> tuple[threading.Event, threading.Event]:
-    """Set on SIGINT and SIGTERM; and on SIGINT alone."""
-    stop, interrupted = threading.Event(), threading.Event()
-
-    def end(number: int, _: object) -> None:
-        if number == signal.SIGINT:
-            interrupted.set()
-        stop.set()
-
+def _stop_on_signals() -> threading.Event:
+    """Set on SIGINT and SIGTERM."""
+    stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    return stop, interrupted
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 # ---------------------------------------------------------------- from another terminal
