@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import httpx
@@ -13,6 +14,7 @@ from medenhance_dicom.archive.sources import Found, Wanted, open_source
 from medenhance_dicom.errors import PeerError
 from medenhance_dicom.node.settings import Destination
 from medenhance_dicom.node.stow import store_rs
+from tests import archives
 from tests.dicom_peers import in_own_network, running
 from tests.synthetic import make_instance
 
@@ -137,6 +139,45 @@ def test_what_is_sent_by_stow_is_found_by_qido(tmp_path, samples):
         assert not report.failed
         (found,) = scan(WEB)
         assert found.facts["SOPInstanceUID"] == report.sent[0].sop_instance
+
+
+DIMSE = "ORTHANC@127.0.0.1:4242?calling=OURS"
+PLACES = {
+    "dimse": (DIMSE, 'ae_title = "ORTHANC"\nhost = "127.0.0.1"\nport = 4242\ncommit = false'),
+    "dicomweb": (WEB, f'stow = "{WEB}/studies"'),
+}
+
+
+@needs_web
+@pytest.mark.parametrize("way", PLACES)
+@in_own_network
+def test_an_archive_is_enhanced_back_into_itself(tmp_path, way):
+    pytest.importorskip("dicomweb_client")
+    source, destination = PLACES[way]
+    config = tmp_path / "node.toml"
+    config.write_text(
+        f'store = "store"\n[listener]\nae_title = "OURS"\n[[destinations]]\nname = "archive"\n{destination}\n'
+    )
+    files = sorted(archives.make_series(tmp_path / "given", 0, 3).rglob("*.dcm"))
+    with orthanc(tmp_path), httpx.Client(timeout=30, trust_env=False) as web:
+        for path in files:
+            assert web.post("http://127.0.0.1:8142/instances", content=path.read_bytes()).status_code == 200
+        options = ["--config", str(config), "--to", "archive", "--workers", "1"]
+
+        def planned_and_run():
+            archives.make_plan(tmp_path / "plan", source, recipe="cr-dx-clahe")
+            command = [*archives.COMMAND, "run", str(tmp_path / "plan"), *options, "--json"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+            assert done.returncode == 0, done.stderr
+            return {item.facts["SOPInstanceUID"] for item in scan(source)}
+
+        held = planned_and_run()
+        ours = held - {pydicom.dcmread(path).SOPInstanceUID for path in files}
+        assert len(ours) == len(files) == len(held) - len(files)
+        assert all(uid.startswith("2.25.") for uid in ours)
+        assert archives.counts(tmp_path / "plan")["results"] == {"enhanced": len(files)}
+        assert planned_and_run() == held  # what we made is found, and left alone
+        assert archives.counts(tmp_path / "plan")["open_series"] == 0
 
 
 def _new(folder):
