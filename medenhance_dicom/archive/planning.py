@@ -65,19 +65,10 @@ class Judged:
 
 def settings_of(options: Mapping[str, Any], output: Path = Path("enhanced")) -> Settings:
     """The settings of a run by a plan's options, which have the keys and the defaults of the node's `[enhance]`."""
+    from medenhance_dicom.node.enhancing import run_settings
     from medenhance_dicom.node.settings import Enhancing
 
-    asked = Enhancing.model_validate(dict(options))
-    return Settings(
-        output=output,
-        recipe=asked.recipe,
-        guide=None if asked.guide == "auto" else asked.guide,
-        device=asked.device,
-        engine=asked.engine,
-        precision=asked.precision,
-        gate=asked.gate,
-        allow=frozenset(name.upper() for name in asked.allow),
-    )
+    return run_settings(Enhancing.model_validate(dict(options)), output)
 
 
 def make_plan(plan: Plan, *, tell: Tell | None = None) -> Judged:
@@ -370,10 +361,12 @@ def own_scratch(plan: Plan) -> Iterator[Path]:
 
     It holds patients' pictures, so temporary files lie in it too for as long as it is there.
     """
+    from medenhance_dicom.node.worker import is_alive
+
     parent = plan.folder / "scratch" / socket.gethostname()
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for old in parent.iterdir():
-        if not _is_alive(int(old.name.partition("-")[0])):
+        if not is_alive(int(old.name.partition("-")[0])):
             shutil.rmtree(old, ignore_errors=True)
     folder, before = Path(tempfile.mkdtemp(dir=parent, prefix=f"{os.getpid()}-")), tempfile.tempdir
     tempfile.tempdir = str(folder)
@@ -382,16 +375,6 @@ def own_scratch(plan: Plan) -> Iterator[Path]:
     finally:
         tempfile.tempdir = before
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # another user's
-    return True
 
 
 # ---------------------------------------------------------------- sample

@@ -231,7 +231,7 @@ class AcceptedAssociation(Association):
         dul: Any = _Provider(self)
         self.dul = dul
         dul.daemon = True
-        dul._run_loop_delay = 0  # `_Socket.ready` sleeps
+        dul._run_loop_delay = 0.0005  # not 0: `_Socket.ready` does not sleep once the peer has gone
         dul._idle_timer, dul.artim_timer = _Timer(self.network_timeout), _Timer(self.acse_timeout)
         dul.to_user_queue = _ToUser(self.messages)
 

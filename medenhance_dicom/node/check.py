@@ -7,7 +7,6 @@ import socket
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ from pynetdicom import build_context
 from medenhance_dicom.errors import ConfigurationError, MedenhanceError, PeerError
 from medenhance_dicom.node.association import associated
 from medenhance_dicom.node.http import is_loopback, read_token
+from medenhance_dicom.node.jobfolder import bytes_in
 from medenhance_dicom.node.settings import Destination, NodeSettings, TLSFiles
 from medenhance_dicom.node.state import running_process
 from medenhance_dicom.node.upload import STOW_PEER
@@ -187,21 +187,13 @@ def _daily_bytes(store: Path, days: float, now: float) -> float | None:
         except OSError:  # it is being sealed, or removed
             continue
         if 0.0 <= age <= days:
-            size, longest = size + _bytes_in(folder), max(longest, age)
+            size, longest = size + bytes_in(folder), max(longest, age)
     return size / longest if longest >= 1.0 else None
 
 
 def set_aside_bytes(store: Path) -> dict[str, int]:
     """What `conflicts/` and `quarantine/` take on the disk."""
-    return {name: _bytes_in(store / name) for name in ("conflicts", "quarantine")}
-
-
-def _bytes_in(folder: Path) -> int:
-    size = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # it is removed meanwhile
-            size += path.lstat().st_blocks * 512
-    return size
+    return {name: bytes_in(store / name) for name in ("conflicts", "quarantine")}
 
 
 def _secret(secret: Path) -> Iterator[Finding]:

@@ -16,11 +16,13 @@ from medenhance_dicom.errors import ConfigurationError, ModelError, RecipeError
 from medenhance_dicom.jobs import ENHANCE, Result, Task
 from medenhance_dicom.node.delivery import pause_after
 from medenhance_dicom.node.jobfolder import flush, read_lines, said, write_lines
+from medenhance_dicom.node.settings import Enhancing as EnhanceTable
 from medenhance_dicom.node.settings import NodeSettings
 
 if TYPE_CHECKING:
     from medenhance_dicom.decoding import Decoder
     from medenhance_dicom.enhance import Enhancement
+    from medenhance_dicom.selection import Settings
 
 _KEPT = 3
 """Enhancements of a process with their weights: the node's own, an archive's and what that is compared with."""
@@ -140,21 +142,10 @@ class Enhancing:
     def _enhancement_for(self, settings: NodeSettings, output: Path, *, made: float) -> Enhancement:
         """The process's Enhancement of these options, so that weights load once; the last few are kept."""
         from medenhance_dicom.enhance import Enhancement
-        from medenhance_dicom.selection import Settings
 
         asked = settings.enhance
-        options = Settings(
-            output=output,
-            recipe=asked.recipe,
-            guide=None if asked.guide == "auto" else asked.guide,
-            device=asked.device,
-            engine=asked.engine,
-            precision=asked.precision,
-            gate=asked.gate,
-            allow=frozenset(name.upper() for name in asked.allow),
-        )
         now = datetime.fromtimestamp(made, UTC)
-        run = self._enhancements.pop(asked, None) or Enhancement(options, now=now)
+        run = self._enhancements.pop(asked, None) or Enhancement(run_settings(asked, output), now=now)
         self._enhancements[asked] = run
         while len(self._enhancements) > _KEPT:
             del self._enhancements[next(iter(self._enhancements))]
@@ -163,6 +154,22 @@ class Enhancing:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
+
+
+def run_settings(asked: EnhanceTable, output: Path) -> Settings:
+    """The settings of a run of `enhance` by the options of a configuration's `[enhance]`."""
+    from medenhance_dicom.selection import Settings
+
+    return Settings(
+        output=output,
+        recipe=asked.recipe,
+        guide=None if asked.guide == "auto" else asked.guide,
+        device=asked.device,
+        engine=asked.engine,
+        precision=asked.precision,
+        gate=asked.gate,
+        allow=frozenset(name.upper() for name in asked.allow),
+    )
 
 
 def tries(lines: Sequence[dict[str, Any]]) -> tuple[int, int, str]:

@@ -95,6 +95,15 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
             flush(folder)
 
 
+def bytes_in(folder: Path) -> int:
+    """What a folder takes on the disk."""
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it is replaced or removed meanwhile
+            size += path.lstat().st_blocks * 512
+    return size
+
+
 def flush(path: Path) -> None:
     """Have a file's bytes, or a folder's names, on the disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from medenhance_dicom.audit import Audit
 from medenhance_dicom.jobs import Jobs
-from medenhance_dicom.node.jobfolder import ARCHIVE, flush, read_lines, read_whole
+from medenhance_dicom.node.jobfolder import ARCHIVE, bytes_in, flush, read_lines, read_whole
 from medenhance_dicom.node.settings import Retention
 from medenhance_dicom.node.spool import SealedSeries, Spool
 
@@ -62,7 +62,7 @@ def sweep(spool: Spool, jobs: Jobs, audit: Audit, retention: Retention, *, now: 
     for name, folder in folders.items():
         done = read_whole(folder / "done.json")
         finished = done["finished"] if done and not done.get("only_copy") else None
-        kept.append(Kept(name, finished, _size(folder)))
+        kept.append(Kept(name, finished, bytes_in(folder)))
     going = removable(kept, retention, now=now)
     for name in going:
         jobs.forget([name])
@@ -79,16 +79,6 @@ def drop_parts(store: Path, now: float) -> None:
             with contextlib.suppress(FileNotFoundError):
                 if abs(now - part.stat().st_mtime) > _OLD_PART:
                     part.unlink()
-
-
-def _size(folder: Path) -> int:
-    size = 0
-    for path in folder.rglob("*"):
-        try:
-            size += path.lstat().st_blocks * 512
-        except FileNotFoundError:  # a worker replaced it meanwhile
-            continue
-    return size
 
 
 def _remove(folder: Path, spool: Spool) -> None:

@@ -69,7 +69,7 @@ def own_scratch(store: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for old in folder.iterdir():
-            if not _is_alive(int(old.name)):
+            if not is_alive(int(old.name)):
                 shutil.rmtree(old, ignore_errors=True)
         own = folder / str(os.getpid())
         own.mkdir(mode=0o700, exist_ok=True)
@@ -79,7 +79,8 @@ def own_scratch(store: Path) -> Path:
     return own
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of that number on this host, whoever has started it."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
