@@ -1,6 +1,6 @@
 """What a series of an archive costs besides its enhancement, and how that grows with the archive. A SIMULATION.
 
-    python benchmarks/archive_scale.py --series 1000 10000 100000 1000000 [--claims 64] [--processes 2] [--fill]
+    python benchmarks/archive_scale.py --series 1000 10000 100000 1000000 [--claims 64] [--processes 2] [--fill] [--point 2000]
                                        [--folder DIR] [--database sqlite|postgresql] [--keep] [-o archive_scale.json]
 
 Real: the plan (SQLite), its coordinator, job folders with their flushes, the queue (DBOS) on a PostgreSQL of its own,
@@ -299,6 +299,17 @@ class Row:
         return self.coordinator_ms + self.workers_ms + self.database_ms
 
 
+@dataclass(frozen=True)
+class Point:
+    """Memory in use after so many series."""
+
+    series: int
+    coordinator_mib: float
+    worker_mib: float
+    """Of the largest."""
+    database_mib: float
+
+
 class Meter:
     """Processor time, looks and wall time since the last reading."""
 
@@ -327,11 +338,12 @@ class Meter:
         return tuple(round(n / 2**20, 1) for n in (resident(os.getpid()), max(map(resident, self._children)), server))  # type: ignore[return-value]
 
 
-def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
+def measure(options: argparse.Namespace, folder: Path) -> tuple[list[Row], list[Point]]:
     from medenhance_dicom.archive import reporting, running
     from medenhance_dicom.node.settings import load_settings
 
     rows: list[Row] = []
+    curve: list[Point] = []
     with contextlib.ExitStack() as stack:
         if options.database == "postgresql":
             database, server = stack.enter_context(postgresql(folder / "postgresql"))
@@ -360,10 +372,11 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
             if options.fill:
                 pretend(plan, size - before - window)
             left = plan.counts()["open_series"]
-            if left > window:
-                run(coordinator, left - window)
+            while left > window:
+                left -= run(coordinator, min(options.point, left - window))
+                curve.append(Point(size - left, *meter.memory()))
             meter.read()
-            done = run(coordinator, window)
+            done = run(coordinator, min(window, left))
             wall, own, working, serving, looks = meter.read()
             begun = time.perf_counter()
             reporting.status(plan, now=time.time())
@@ -377,8 +390,9 @@ def measure(options: argparse.Namespace, folder: Path) -> list[Row]:
                 )
             )  # fmt: skip
             show(rows[-1])
+            curve.append(Point(size, *meter.memory()))
             before = size
-    return rows
+    return rows, curve
 
 
 def run(coordinator: Any, series: int) -> int:
@@ -423,6 +437,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--window", type=int, default=1000, help="series that a row is measured over")
     parser.add_argument("--ahead", type=int, default=256, help="as of `archive run`")
+    parser.add_argument("--point", type=int, default=2000, help="series between two points of the memory curve")
     parser.add_argument("--fill", action="store_true", help="enter as done what is before each window")
     parser.add_argument("--keep", action="store_true", help="never clear the queue: what if finished jobs stayed")
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
@@ -436,7 +451,7 @@ def main() -> None:
     print(f"simulation: null enhancer, synthetic series, {options.processes} processes for {options.claims} workers")
     print(HEAD, flush=True)
     try:
-        rows = measure(options, folder)
+        rows, curve = measure(options, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     first, last = rows[0], rows[-1]
@@ -448,7 +463,7 @@ def main() -> None:
         asked = {name: value for name, value in vars(options).items() if name not in ("output", "folder")}
         found = {"simulation": True, "cores": os.cpu_count(), **asked}
         told = [asdict(row) | {"total_ms": row.total_ms} for row in rows]
-        options.output.write_text(json.dumps({**found, "rows": told}, indent=1) + "\n")
+        options.output.write_text(json.dumps({**found, "rows": told, "curve": [asdict(p) for p in curve]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
