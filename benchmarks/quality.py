@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 from skimage.morphology import closing, disk
 
-from medenhance_dicom.gate import score_frames
+from medenhance_dicom.gate import examine
 from medenhance_dicom.guides import choose_guide
 from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.masks import field_of_view
@@ -57,7 +57,7 @@ def ssim(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def lassim(x: np.ndarray, y: np.ndarray) -> float:
-    return float(score_frames(x[None], y[None])[0])
+    return float(examine(x, y).lassim)
 
 
 def unevenness(x: np.ndarray, inside: np.ndarray) -> float:

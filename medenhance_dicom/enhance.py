@@ -25,7 +25,7 @@ from medenhance_dicom import frames, intensity
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.derive import PixelSummary, derive_instance
 from medenhance_dicom.errors import DerivationError, InputError, OutputError, RecipeError, UnsupportedInstanceError
-from medenhance_dicom.gate import score_frames, verdict_of
+from medenhance_dicom.gate import FrameScores, examine, verdict_of
 from medenhance_dicom.guides import Guide
 from medenhance_dicom.manifest import Manifest, load_manifest
 from medenhance_dicom.part10 import write_instance
@@ -181,7 +181,7 @@ class InstanceResult:
         self.member, self.instance, self.prepared, self.preview = member, instance, prepared, preview
         self.path = scratch / f"{secrets.token_hex(8)}.pixels"
         self.pixels = frames.pixel_format(instance)
-        self.scores: list[float | None] = []
+        self.scores: list[FrameScores] = []
         self.seconds: dict[str, float] = {}
         self._hash = hashlib.sha256()
         self._file: IO[bytes] = self.path.open("wb")
@@ -198,7 +198,7 @@ class InstanceResult:
         )
         stored = frames.encode_residual(frame.stored, delta, frame.line, frame.pixels)
         level = self.prepared.recipe.gate.level
-        self.scores += score_frames(frame.unit[None], after[None], level=level)
+        self.scores.append(examine(frame.unit, after, level=level, inside=frame.enhance_here))
         change = np.abs(stored.astype(np.int64) - frame.stored.stored)
         self._largest = max(self._largest, int(change.max()))
         self._sum, self._count = self._sum + float(change.sum()), self._count + change.size

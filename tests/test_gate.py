@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage import data
 
-from medenhance_dicom.gate import Thresholds, judge, score_frames, verdict_of
+from medenhance_dicom.gate import FrameScores, Thresholds, examine, judge, verdict_of
 
 LIMITS = Thresholds(minimum=0.85, warn_below=0.9)
 PICTURE = (data.camera()[100:236, 100:340] / 255).astype(np.float32)[None, :, :, None]  # (1, 136, 240, 1)
@@ -31,11 +31,11 @@ def test_changed_structure_is_withheld_warned_or_let_through_as_the_mode_says():
 
 
 def test_the_limits_themselves_pass():
-    assert verdict_of([0.85], LIMITS).outcome == "warned"
-    assert verdict_of([0.85], LIMITS).passed
-    assert verdict_of([np.nextafter(0.85, 0)], LIMITS).outcome == "withheld"
-    assert verdict_of([0.9], LIMITS).outcome == "enhanced"
-    assert verdict_of([0.89], LIMITS, "off").reason is None
+    assert verdict_of([FrameScores(0.85)], LIMITS).outcome == "warned"
+    assert verdict_of([FrameScores(0.85)], LIMITS).passed
+    assert verdict_of([FrameScores(np.nextafter(0.85, 0))], LIMITS).outcome == "withheld"
+    assert verdict_of([FrameScores(0.9)], LIMITS).outcome == "enhanced"
+    assert verdict_of([FrameScores(0.89)], LIMITS, "off").reason is None
 
 
 def test_the_worst_frame_decides():
@@ -45,13 +45,13 @@ def test_the_worst_frame_decides():
     verdict = judge(before, after, LIMITS)
     assert verdict.details["worst_frame"] == 1
     assert verdict.reason.endswith("in frame 2")
-    assert verdict.lassim == score_frames(PICTURE, after[1:2])[0] < verdict.details["mean"] < 1
+    assert verdict.lassim == examine(PICTURE[0], after[1]).lassim < verdict.details["mean"] < 1
 
 
 def test_scores_of_batches_can_be_joined():
     before = np.repeat(PICTURE, 3, axis=0)
     after = np.concatenate([PICTURE, noisy(PICTURE, 0.01), noisy(PICTURE, 0.03)])
-    joined = score_frames(before[:2], after[:2]) + score_frames(before[2:], after[2:])
+    joined = [examine(x, y) for x, y in zip(before, after, strict=True)]
     assert verdict_of(joined, LIMITS) == judge(before, after, LIMITS)
 
 
