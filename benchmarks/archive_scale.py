@@ -133,8 +133,7 @@ def resident(pid: int) -> int:
 def work(config: Path, claims: int, counter: Path) -> None:
     """A process that stands for `claims` workers; what `--work` runs."""
     from medenhance_dicom import worker
-    from medenhance_dicom.archive import work as archive_work
-    from medenhance_dicom.node import enhancing
+    from medenhance_dicom.node import enhancing, fetching
     from medenhance_dicom.node import work as node_work
     from medenhance_dicom.node.control import database_of
     from medenhance_dicom.node.delivering import Peers
@@ -158,7 +157,7 @@ def work(config: Path, claims: int, counter: Path) -> None:
         setattr(worker, name, getattr(worker, name) * claims)
     for name in ("POLLING_SECONDS", "UNHURRIED_SECONDS"):
         setattr(worker, name, getattr(worker, name) / claims)
-    archive_work._fetch = lambda folder, stopping: {}
+    fetching._fetch = lambda folder, stopping: {}
     enhancing.Enhancing._enhance = lambda self, folder, *_: enhance_nothing(folder)  # type: ignore[method-assign]
 
     def send(paths: Any, destination: Any, calling_ae: str) -> SendReport:
@@ -235,7 +234,7 @@ def looks_of(folder: Path) -> int:
 
 def grow(plan: Plan, source: int, first: int, last: int) -> float:
     """Add series `first` to `last`, chosen; seconds for each."""
-    from medenhance_dicom.archive.sources import Found
+    from medenhance_dicom.node.sources import Found
 
     started = time.perf_counter()
     scan = plan.begin_scan(source)
@@ -463,7 +462,9 @@ def main() -> None:
         asked = {name: value for name, value in vars(options).items() if name not in ("output", "folder")}
         found = {"simulation": True, "cores": os.cpu_count(), **asked}
         told = [asdict(row) | {"total_ms": row.total_ms} for row in rows]
-        options.output.write_text(json.dumps({**found, "rows": told, "curve": [asdict(p) for p in curve]}, indent=1) + "\n")
+        options.output.write_text(
+            json.dumps({**found, "rows": told, "curve": [asdict(p) for p in curve]}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import pydicom
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from medenhance_dicom.archive.sources import Found, open_source
 from medenhance_dicom.headers import ARCHIVE_FACTS, LAST_FACT, Blocks, read_facts
+from medenhance_dicom.node.sources import Found, open_source
 from tests.synthetic import make_instance
 
 

@@ -6,8 +6,8 @@ import stat
 import pytest
 
 from medenhance_dicom.archive.plan import Done, JobRow, Method, Plan, instance_key, job_id, series_key
-from medenhance_dicom.archive.sources import Found, LeftOut
 from medenhance_dicom.errors import ConfigurationError
+from medenhance_dicom.node.sources import Found, LeftOut
 
 CLAHE, RETINEX = Method("clahe", "a" * 64), Method("retinex", "b" * 64)
 

@@ -12,8 +12,8 @@ from medenhance_dicom.archive import reporting, shadow
 from medenhance_dicom.archive.forecast import Measured, Population, Stratum, forecast
 from medenhance_dicom.archive.plan import Done, JobRow, Method, Plan, job_id
 from medenhance_dicom.archive.planning import as_json
-from medenhance_dicom.archive.sources import Found, LeftOut
 from medenhance_dicom.manifest import load_manifest
+from medenhance_dicom.node.sources import Found, LeftOut
 
 NOW = datetime(2024, 2, 3, 12, tzinfo=UTC)
 AT = NOW.timestamp()

@@ -82,7 +82,7 @@ def archive_plan(
     """
     from medenhance_dicom.archive import planning
     from medenhance_dicom.archive.plan import Plan
-    from medenhance_dicom.archive.sources import open_source
+    from medenhance_dicom.node.sources import open_source
 
     keep_private()
     given = {"recipe": recipe, "guide": guide, "allow": allow, "gate": gate, "device": device}

@@ -29,7 +29,7 @@ from medenhance_dicom.errors import ConfigurationError, OutputError
 from medenhance_dicom.uids import digest_of
 
 if TYPE_CHECKING:
-    from medenhance_dicom.archive.sources import Found, LeftOut
+    from medenhance_dicom.node.sources import Found, LeftOut
 
 FILE = "plan.sqlite"
 VERSION = 1

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from medenhance_dicom.archive.forecast import LEAST, Forecasts, Measured, Population, Stratum, draw, forecast
 from medenhance_dicom.archive.plan import BATCH, InstanceRow, Method, Plan, SeriesRow
-from medenhance_dicom.archive.sources import open_source
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import ConfigurationError, ModelError, PeerError
 from medenhance_dicom.guides import find_guides
 from medenhance_dicom.manifest import Manifest, load_manifest
 from medenhance_dicom.node.jobfolder import locked, read_lines, write_lines
+from medenhance_dicom.node.sources import open_source
 from medenhance_dicom.recipe import Recipe
 from medenhance_dicom.report import Outcome
 from medenhance_dicom.selection import (
@@ -44,7 +44,7 @@ from medenhance_dicom.series import Series
 from medenhance_dicom.uids import digest_of
 
 if TYPE_CHECKING:
-    from medenhance_dicom.archive.sources import Found, LeftOut, Source
+    from medenhance_dicom.node.sources import Found, LeftOut, Source
 
 Tell = Callable[[str, int, int | None], None]
 """Told about every step: what is being done, how much of it, of how much (None: nobody knows)."""
@@ -332,7 +332,7 @@ class Bringing:
             PeerError: A source refuses or is not there.
             InputError: One cannot be read.
         """
-        from medenhance_dicom.archive.sources import Wanted
+        from medenhance_dicom.node.sources import Wanted
 
         paths: list[Path] = []
         reasons: list[str] = []

@@ -31,13 +31,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from medenhance_dicom.archive.pace import OffPeak, Pace
 from medenhance_dicom.archive.plan import Done, JobRow, Method, Plan, SeriesRow, job_id
-from medenhance_dicom.archive.work import places_of
 from medenhance_dicom.audit import Audit
 from medenhance_dicom.errors import ConfigurationError, OutputError
 from medenhance_dicom.jobs import ENHANCE, FETCH, Jobs, JobState
 from medenhance_dicom.node.children import Children
 from medenhance_dicom.node.control import database_of
 from medenhance_dicom.node.delivering import TO
+from medenhance_dicom.node.fetching import places_of
 from medenhance_dicom.node.jobfolder import ARCHIVE, flush, read_whole, write_whole
 from medenhance_dicom.node.settings import NodeSettings, load_settings
 from medenhance_dicom.node.worker import STEP_SECONDS

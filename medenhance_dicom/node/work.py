@@ -24,13 +24,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medenhance_dicom.archive.work import Fetching, settings_of
 from medenhance_dicom.audit import Audit
 from medenhance_dicom.errors import ConfigurationError, InputError, OutputError
 from medenhance_dicom.jobs import ENHANCE, FETCH, Result, Task
 from medenhance_dicom.node.delivering import TO, Commitment, Delivering, Peers
 from medenhance_dicom.node.delivery import LONGEST_POLL, Instance, read_ledger
 from medenhance_dicom.node.enhancing import Enhancing, Turns
+from medenhance_dicom.node.fetching import Fetching, settings_of
 from medenhance_dicom.node.jobfolder import job_folder, ledger_path, locked, read_whole, said, write_whole
 from medenhance_dicom.node.settings import Destination, NodeSettings
 

@@ -10,9 +10,9 @@ import httpx
 import pydicom
 import pytest
 
-from medenhance_dicom.archive.sources import Found, Wanted, open_source
 from medenhance_dicom.errors import PeerError
 from medenhance_dicom.node.settings import Destination
+from medenhance_dicom.node.sources import Found, Wanted, open_source
 from medenhance_dicom.node.stow import store_rs
 from tests import archives
 from tests.dicom_peers import in_own_network, running

@@ -15,8 +15,13 @@ from pydantic import ValidationError
 from pydicom import Dataset
 from pynetdicom import evt
 
-from medenhance_dicom.archive.sources.judging import text_of
-from medenhance_dicom.archive.sources.queried import (
+from medenhance_dicom.errors import InputError, OutputError, PeerError
+from medenhance_dicom.node import query
+from medenhance_dicom.node.association import MAXIMUM_CONTEXTS, NoContextError
+from medenhance_dicom.node.jobfolder import flush
+from medenhance_dicom.node.settings import Destination, TLSFiles
+from medenhance_dicom.node.sources.judging import text_of
+from medenhance_dicom.node.sources.queried import (
     INSTANCE,
     INSTANCE_FACTS,
     SERIES,
@@ -26,12 +31,7 @@ from medenhance_dicom.archive.sources.queried import (
     QueriedSource,
     asked_of,
 )
-from medenhance_dicom.archive.sources.source import MISSING, Found, Known, LeftOut, Wanted, place_of, still_wanted
-from medenhance_dicom.errors import InputError, OutputError, PeerError
-from medenhance_dicom.node import query
-from medenhance_dicom.node.association import MAXIMUM_CONTEXTS, NoContextError
-from medenhance_dicom.node.jobfolder import flush
-from medenhance_dicom.node.settings import Destination, TLSFiles
+from medenhance_dicom.node.sources.source import MISSING, Found, Known, LeftOut, Wanted, place_of, still_wanted
 from medenhance_dicom.node.wire import application_entity, on_open, storage_contexts
 
 CALLING = "MEDENHANCE"

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydicom.data import get_testdata_file
 
-from medenhance_dicom.archive.sources import Found, LeftOut, Wanted, open_source
 from medenhance_dicom.errors import PeerError
+from medenhance_dicom.node.sources import Found, LeftOut, Wanted, open_source
 from tests.synthetic import make_instance
 
 boto3 = pytest.importorskip("boto3")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
-from medenhance_dicom.archive.sources.judging import problem_of
-from medenhance_dicom.archive.sources.source import MISSING, UNIQUE, UNREADABLE, Found, Known, LeftOut, Rows, Wanted
 from medenhance_dicom.errors import InputError
+from medenhance_dicom.node.sources.judging import problem_of
+from medenhance_dicom.node.sources.source import MISSING, UNIQUE, UNREADABLE, Found, Known, LeftOut, Rows, Wanted
 
 STUDY, SERIES, INSTANCE = UNIQUE
 SERIES_FACTS = ("Modality", "Manufacturer", "ManufacturerModelName")

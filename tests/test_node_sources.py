@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 
-from medenhance_dicom.archive.sources import Found, LeftOut, Wanted, open_source
-from medenhance_dicom.archive.sources.source import bringing
 from medenhance_dicom.errors import InputError, OutputError
+from medenhance_dicom.node.sources import Found, LeftOut, Wanted, open_source
+from medenhance_dicom.node.sources.source import bringing
 from tests.synthetic import make_instance
 
 REASON = re.compile(r"(NOT_DICOM|UNREADABLE|HIDDEN|DICOMDIR|MISSING): \S")

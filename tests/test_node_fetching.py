@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from medenhance_dicom.archive import sources
-from medenhance_dicom.archive.work import Fetching, places_of, settings_of
 from medenhance_dicom.errors import PeerError
 from medenhance_dicom.jobs import ENHANCE, FETCH, Result, Task
+from medenhance_dicom.node import sources
 from medenhance_dicom.node.enhancing import Turns
+from medenhance_dicom.node.fetching import Fetching, places_of, settings_of
 from medenhance_dicom.node.settings import Destination, NodeSettings, Work
 
 WORK = Work(attempts=3, first_pause=2.0, longest_pause=60.0)

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from medenhance_dicom.archive.sources.source import DIRECTORY, NOT_DICOM, UNIQUE, UNREADABLE, Found, LeftOut
 from medenhance_dicom.errors import InputError, UnreadableInstanceError
 from medenhance_dicom.headers import ARCHIVE_FACTS, LAST_FACT, TRANSFER_SYNTAX, Blocks, plausible, read_facts
+from medenhance_dicom.node.sources.source import DIRECTORY, NOT_DICOM, UNIQUE, UNREADABLE, Found, LeftOut
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"

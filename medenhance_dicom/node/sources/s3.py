@@ -9,9 +9,11 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from medenhance_dicom.archive.sources.files import ahead
-from medenhance_dicom.archive.sources.judging import judge
-from medenhance_dicom.archive.sources.source import (
+from medenhance_dicom.errors import ConfigurationError, InputError, PeerError
+from medenhance_dicom.headers import Blocks
+from medenhance_dicom.node.sources.files import ahead
+from medenhance_dicom.node.sources.judging import judge
+from medenhance_dicom.node.sources.source import (
     DIRECTORY,
     HIDDEN,
     MISSING,
@@ -25,8 +27,6 @@ from medenhance_dicom.archive.sources.source import (
     place_of,
     still_wanted,
 )
-from medenhance_dicom.errors import ConfigurationError, InputError, PeerError
-from medenhance_dicom.headers import Blocks
 
 READERS = 16
 """Requests at once: one takes tens of milliseconds."""

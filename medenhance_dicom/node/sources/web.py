@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from medenhance_dicom.archive.sources.judging import text_of
-from medenhance_dicom.archive.sources.queried import (
+from medenhance_dicom.errors import ConfigurationError, InputError, PeerError
+from medenhance_dicom.node.multipart import MultipartError, MultipartReader, PartBegins, PartData, PartEnds, media_type
+from medenhance_dicom.node.sources.judging import text_of
+from medenhance_dicom.node.sources.queried import (
     INSTANCE,
     INSTANCE_FACTS,
     SERIES,
@@ -19,9 +21,7 @@ from medenhance_dicom.archive.sources.queried import (
     QueriedSource,
     asked_of,
 )
-from medenhance_dicom.archive.sources.source import MISSING, Wanted, bringing, place_of, still_wanted
-from medenhance_dicom.errors import ConfigurationError, InputError, PeerError
-from medenhance_dicom.node.multipart import MultipartError, MultipartReader, PartBegins, PartData, PartEnds, media_type
+from medenhance_dicom.node.sources.source import MISSING, Wanted, bringing, place_of, still_wanted
 
 _OPTIONS = {"authorization-file", "tls-authority", "timeout"}
 _PAGE = 500

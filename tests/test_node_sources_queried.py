@@ -13,12 +13,12 @@ import pytest
 from pydicom import Dataset
 from pynetdicom import evt
 
-from medenhance_dicom.archive.sources import Found, LeftOut, Wanted, open_source
 from medenhance_dicom.errors import ConfigurationError, PeerError
 from medenhance_dicom.node import query as query_module
 from medenhance_dicom.node.identity import read_identity
 from medenhance_dicom.node.index import Index
 from medenhance_dicom.node.query import FIND, MOVE, query_handlers
+from medenhance_dicom.node.sources import Found, LeftOut, Wanted, open_source
 from medenhance_dicom.node.spool import Spool
 from medenhance_dicom.node.wire import accepted_context
 from tests.dicom_peers import free_port, listen, receiving

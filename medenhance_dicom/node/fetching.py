@@ -77,7 +77,7 @@ class _StoppedError(Exception):
 
 def _fetch(folder: Path, stopping: threading.Event) -> dict[str, str]:
     """Place, relative to source/, of everything that did not come -> why."""
-    from medenhance_dicom.archive.sources import Wanted, open_source
+    from medenhance_dicom.node.sources import Wanted, open_source
 
     groups = (read_whole(folder / "fetch.json") or {"groups": []})["groups"]
     missing: dict[str, str] = {}

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from medenhance_dicom.archive.sources.source import UNIQUE, Found, Known, LeftOut, Source, Wanted, place_of
 from medenhance_dicom.errors import InputError
+from medenhance_dicom.node.sources.source import UNIQUE, Found, Known, LeftOut, Source, Wanted, place_of
 
 __all__ = ["Found", "Known", "LeftOut", "Source", "Wanted", "open_source", "place_of"]
 
@@ -37,19 +37,19 @@ def open_source(text: str, *, origin: str | None = None, readers: int | None = N
     if origin is not None:
         raise InputError(f"{text}: only a list is looked up elsewhere")
     if text.startswith(("http://", "https://")):
-        from medenhance_dicom.archive.sources.web import WebSource
+        from medenhance_dicom.node.sources.web import WebSource
 
         return WebSource(text)
     if text.startswith("s3://"):
-        from medenhance_dicom.archive.sources.s3 import S3Source
+        from medenhance_dicom.node.sources.s3 import S3Source
 
         return S3Source(text, readers=readers)
     path = Path(text)
     if not path.exists() and _PEER.fullmatch(text):
-        from medenhance_dicom.archive.sources.dimse import PeerSource
+        from medenhance_dicom.node.sources.dimse import PeerSource
 
         return PeerSource(text)
-    from medenhance_dicom.archive.sources.files import FileSource
+    from medenhance_dicom.node.sources.files import FileSource
 
     return FileSource(text, path, readers=readers)
 
@@ -57,10 +57,10 @@ def open_source(text: str, *, origin: str | None = None, readers: int | None = N
 def _of_list(text: str, origin: str | None, readers: int | None) -> Source:
     path = Path(text[1:])
     if origin is None:
-        from medenhance_dicom.archive.sources.files import FileSource
+        from medenhance_dicom.node.sources.files import FileSource
 
         return FileSource(text, path, listed=lambda: _with(path, "path"), readers=readers)
-    from medenhance_dicom.archive.sources.queried import QueriedSource
+    from medenhance_dicom.node.sources.queried import QueriedSource
 
     source = open_source(origin)
     if not isinstance(source, QueriedSource):

@@ -17,8 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
 
-from medenhance_dicom.archive.sources.judging import is_zip, judge
-from medenhance_dicom.archive.sources.source import (
+from medenhance_dicom.errors import InputError, MedenhanceError, OutputError
+from medenhance_dicom.headers import Blocks
+from medenhance_dicom.node.sources.judging import is_zip, judge
+from medenhance_dicom.node.sources.source import (
     DIRECTORY,
     HIDDEN,
     MISSING,
@@ -33,8 +35,6 @@ from medenhance_dicom.archive.sources.source import (
     place_of,
     still_wanted,
 )
-from medenhance_dicom.errors import InputError, MedenhanceError, OutputError
-from medenhance_dicom.headers import Blocks
 from medenhance_dicom.part10 import Limits, find_instances, is_dicomdir
 
 READERS = 8
