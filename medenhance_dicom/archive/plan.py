@@ -575,6 +575,7 @@ class Scan:
     def __init__(self, plan: Plan, source: int, number: int) -> None:
         self._plan, self._source, self._number = plan, source, number
         self._seen: list[int] = []
+        self._touched: set[int] = set()
 
     def known(self, locator: str, size: int, stamp: str) -> bool:
         """Whether it was read before as it is now; then it is seen again."""
@@ -602,6 +603,8 @@ class Scan:
                     self._leave_out(item.locator, item.reason)
                 else:
                     self._add(item)
+            self._settle(self._touched)
+            self._touched = set()
 
     def end(self) -> int:
         """The walk is over: what it did not see is gone, and is not asked for any more.
@@ -620,9 +623,7 @@ class Scan:
             ).fetchone()[0]
             db.execute("DELETE FROM left_out WHERE source = ? AND scan < ?", (self._source, self._number))
             db.execute("UPDATE source SET ended = ? WHERE id = ?", (self._number, self._source))
-            for (series,) in gone:
-                plan._recount(series)
-                plan._refresh_open(series)
+            self._settle(series for (series,) in gone)
         return int(count)
 
     def _flush(self) -> None:
@@ -637,9 +638,13 @@ class Scan:
                 f"WHERE i.scan < s.ended AND i.id IN ({','.join(map(str, seen))})"
             ).fetchall()
             plan._db.executemany("UPDATE instance SET scan = ? WHERE id = ?", [(self._number, row) for row in seen])
-            for (series,) in back:  # it was gone, and came back
-                plan._recount(series)
-                plan._refresh_open(series)
+            self._settle(series for (series,) in back)  # it was gone, and came back
+
+    def _settle(self, touched: Iterable[int]) -> None:
+        """Count anew what is in series of which not only new instances came."""
+        for series in touched:
+            self._plan._recount(series)
+            self._plan._refresh_open(series)
 
     def _leave_out(self, locator: str, reason: str) -> None:
         db = self._plan._db
@@ -647,8 +652,7 @@ class Scan:
             "DELETE FROM instance WHERE source = ? AND locator = ? RETURNING series", (self._source, locator)
         ).fetchone()
         if row is not None:  # it was an instance before
-            self._plan._recount(row[0])
-            self._plan._refresh_open(row[0])
+            self._touched.add(row[0])
         db.execute("INSERT OR REPLACE INTO left_out VALUES (?, ?, ?, ?)", (self._source, locator, reason, self._number))
 
     def _add(self, found: Found) -> None:
@@ -687,9 +691,7 @@ class Scan:
             )
             self._reopen(series, key)
             return
-        for touched in {series} | ({before[0]} if before else set()):
-            plan._recount(touched)
-            plan._refresh_open(touched)
+        self._touched |= {series} | ({before[0]} if before else set())
 
     def _reopen(self, series: int, key: str) -> None:
         """A new instance opens a series that was done, unless it has a result from before."""
