@@ -79,14 +79,15 @@ def times_enhanced(store):
     return Counter(event["job"] for event in Audit(trail).events() if event["event"] == "enhanced")
 
 
-def assert_done(plan, series, instances=2):
+def assert_done(plan, series, instances=2, store=None):
     """Everything has a result, and nothing is left of any job."""
     found = counts(plan)
     assert found["open_series"] == found["open_instances"] == 0
     assert found["jobs"] == {}
     assert sum(found["results"].values()) == series * instances
-    assert list((plan / "store" / "archive").iterdir()) == []
-    if (database := plan / "store" / "node.sqlite").exists():
+    store = store or plan / "store"
+    assert list((store / "archive").iterdir()) == []
+    if (database := store / "node.sqlite").exists():
         with contextlib.closing(sqlite3.connect(database)) as opened:
             for table in ("workflow_status", "operation_outputs", "workflow_input", "workflow_output"):
                 assert opened.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,), table

@@ -13,6 +13,7 @@ import pytest
 from medenhance_dicom.archive import planning, reporting
 from medenhance_dicom.archive.plan import Method, Plan
 from medenhance_dicom.errors import ConfigurationError, InputError, PeerError
+from tests import archives
 from tests.synthetic import make_file
 
 NOW = datetime(2024, 2, 3, tzinfo=UTC)
@@ -266,6 +267,12 @@ def test_a_planner_that_is_killed_again_and_again_makes_the_same_plan(archive, t
     assert lives(tmp_path / "killed", 0).returncode == 0
     assert explained(tmp_path / "killed") == explained(tmp_path / "undisturbed")
     assert not list((tmp_path / "killed" / "scratch").glob("*/*"))
+    outputs = []
+    for name in ("undisturbed", "killed"):
+        done = archives.run(tmp_path / name, tmp_path / f"{name} out")
+        assert done.returncode in (0, 4), done.stderr
+        outputs.append(archives.digests(tmp_path / f"{name} out"))
+    assert outputs[0] == outputs[1] != {}
 
 
 @pytest.mark.slow
