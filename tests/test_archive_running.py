@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from medenhance_dicom.archive import running
 from medenhance_dicom.archive.plan import Plan
+from medenhance_dicom.node.settings import load_settings
 from tests import archives
 
 pytestmark = pytest.mark.slow
@@ -170,6 +172,33 @@ def test_interrupted_paused_and_cancelled(tmp_path):
     assert archives.run(plan, out).returncode == 0
     archives.assert_done(plan, 12)
     assert len(archives.digests(out)) == 24
+
+
+def test_nothing_is_begun_that_the_disk_might_not_take(tmp_path):
+    archive, plan = tmp_path / "archive", tmp_path / "plan"
+    archives.make_series(archive, 0, 3)
+    archives.make_plan(plan, archive)
+    config = running.own_config(plan)
+    settings = load_settings(config)
+    free = shutil.disk_usage(tmp_path).free
+    request = running.Request(output=tmp_path / "out", workers=0)
+
+    def begun_with(reserve):
+        listener = settings.listener.model_copy(update={"reserve_bytes": reserve})
+        with Plan(plan) as opened:
+            coordinator = running.Coordinator(
+                opened, settings.model_copy(update={"listener": listener}), request, config=config
+            )
+            coordinator.step()
+            coordinator.close()
+            return coordinator.progress.open_jobs, coordinator.progress.waits
+
+    begun, why = begun_with(2 * free)
+    assert (begun, why.partition(":")[0]) == (0, "disk")
+    with Plan(plan) as opened:
+        opened._db.execute("UPDATE series SET bytes = ?", (free // 8,))
+    assert begun_with(free // 8)[0] == 2  # 3 x 1/8 of what is free for each, and 1/8 kept back
+    assert archives.run(plan, tmp_path / "out").returncode == 0
 
 
 def test_what_could_not_be_fetched_is_told_and_tried_again(tmp_path):

@@ -164,6 +164,8 @@ class Coordinator:
         self._astray: set[str] = set()
         self._cursor, self._exhausted = 0, False
         self._unlucky = 0
+        self._full = ""
+        self._sizes: dict[str, int] = {}
         self._looked = self._looked_at_failed = -float("inf")
         self._began = monotonic()
 
@@ -216,7 +218,7 @@ class Coordinator:
             log.warning("the database: %s", type(error).__name__)
             return False
         progress = self.progress
-        progress.waits = paused or ""
+        progress.waits = paused or self._full
         progress.open_jobs, progress.failed_jobs = len(self._open), len(self._failed)
         progress.seconds = self._monotonic() - self._began
         return bool(done or begun)
@@ -255,6 +257,7 @@ class Coordinator:
                     self._unqueued.append(row)
                 case "failed":
                     self._failed[row.id] = row
+            self._sizes[row.id] = self.plan.series(row.series).bytes
         self.progress.left = self.plan.counts()["open_series"]
 
     def _feed(self) -> int:
@@ -263,9 +266,12 @@ class Coordinator:
         while len(self._open) < self.request.ahead and self._pace.may_begin():
             series = next(islice(self.plan.open_series(self._cursor), 1), None)
             if series is None:
-                self._exhausted = True
+                self._exhausted, self._full = True, ""
                 break
-            self._exhausted, self._cursor = False, series.id
+            self._exhausted, self._full = False, self._no_room(series)
+            if self._full:
+                break
+            self._cursor = series.id
             rows = [] if self.plan.has_job(series.id) else self._job_rows(series)
             if not rows:
                 continue
@@ -274,10 +280,23 @@ class Coordinator:
             for row in rows:
                 self._open[row.id] = row
                 self._unqueued.append(row)
+                self._sizes[row.id] = series.bytes
             begun += 1
             self.progress.shadows += len(rows) - 1
             self._queue()
         return begun
+
+    def _no_room(self, series: SeriesRow) -> str:
+        """Why the store's disk does not take a series beside the open ones; empty if it does.
+
+        A series takes its own size for what comes, what is made of it, and a copy of that under way.
+        """
+        found = os.statvfs(self._store)
+        free, kept = found.f_bavail * found.f_frsize, self.settings.listener.reserve_bytes
+        coming = series.bytes + sum(self._sizes[name] for name in self._open)
+        if free - 3 * coming >= kept:
+            return ""
+        return f"disk: {free / 1e9:.1f} GB free, {kept / 1e9:.1f} GB are kept back"
 
     def _job_rows(self, series: SeriesRow) -> list[JobRow]:
         """The job of a series, and its shadow's."""
@@ -402,6 +421,7 @@ class Coordinator:
             self.plan.forget_job(row.id)
             self._open.pop(row.id, None)
             self._failed.pop(row.id, None)
+            self._sizes.pop(row.id, None)
 
     def _look(self) -> None:
         """Find out which jobs have failed, were retried, or have gone astray.
