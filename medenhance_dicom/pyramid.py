@@ -118,7 +118,7 @@ def enhance_pyramid(
     result = np.empty_like(frames)
     for n, frame in enumerate(frames):
         here = np.ones(small_size, bool) if masks is None else masks[n]
-        before, after = _fill_outside(small[n], here), _fill_outside(enhanced[n], here)
+        before, after = fill_outside(small[n], here), fill_outside(enhanced[n], here)
         gain = _contrast_gain(luminance(before), luminance(after), here, gain_bound)
         _carry_up(frame, before, after - before, gain, up, result[n])
         if inside is not None:
@@ -156,7 +156,7 @@ def _contrast_gain(before: Unit, after: Unit, here: Mask, bound: float) -> Unit:
     return np.where(count > 0.05, gain, np.float32(1)).astype(np.float32)
 
 
-def _fill_outside(small: Unit, here: Mask) -> Unit:
+def fill_outside(small: Unit, here: Mask) -> Unit:
     """(h, w, C) with every pixel outside replaced by the nearest inside, so that the field's edge is no contrast."""
     if here.all() or not here.any():
         return small
