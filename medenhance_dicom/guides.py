@@ -55,6 +55,8 @@ ENVIRONMENT = "MEDENHANCE_GUIDES"
 FORMAT = "medenhance-dicom/guide/1"
 LENGTH = 64  # numbers of v_z
 SUFFIX = ".safetensors"
+PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+"""Of picture files; `read_picture` reads them."""
 KEY = re.compile(r"(?=.{1,48}$)[a-z0-9]+([.-][a-z0-9]+)*")
 
 BLUR = 1 / 16  # of the longer side: the sigma over which light is looked at

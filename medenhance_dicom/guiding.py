@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 from medenhance_dicom import frames, masks
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, ModelError, RecipeError, UnsupportedInstanceError
-from medenhance_dicom.guides import Guide, Influence, encode_guide, find_guides, influence, load_guide, read_picture
+from medenhance_dicom.guides import (
+    PICTURE_SUFFIXES,
+    Guide,
+    Influence,
+    encode_guide,
+    find_guides,
+    influence,
+    load_guide,
+    read_picture,
+)
 from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.part10 import read_instance
 from medenhance_dicom.prepare import prepare_recipe
@@ -24,8 +33,6 @@ from medenhance_dicom.report import UNREADABLE, Outcome
 from medenhance_dicom.selection import Settings, choose_recipes, outcome_of, read_members, recipes_of
 from medenhance_dicom.series import Member
 from medenhance_dicom.unit_frames import SeriesIntensity, unit_frame
-
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
 @dataclass(frozen=True)

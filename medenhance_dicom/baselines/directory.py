@@ -10,9 +10,7 @@ import numpy as np
 from medenhance_dicom.baselines.frame import Unit
 from medenhance_dicom.conventional import luminance
 from medenhance_dicom.errors import InputError
-from medenhance_dicom.guides import read_picture
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+from medenhance_dicom.guides import PICTURE_SUFFIXES, read_picture
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Directory:
         if not self.path.is_dir():
             raise InputError(f"{self.path}: no such folder")
         names = {name, Path(name).stem}
-        files = sorted(p for p in self.path.iterdir() if p.suffix.lower() in SUFFIXES and p.stem in names)
+        files = sorted(p for p in self.path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.stem in names)
         if len(files) != 1:
             raise InputError(f"{self.path}: {len(files) or 'no'} pictures for {Path(name).stem}")
         found = read_picture(files[0])

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 from medenhance_dicom.networks.csnet import CSNet
 from medenhance_dicom.networks.enlightengan import EnlightenGANGenerator
 from medenhance_dicom.networks.guide_encoder import GuideDecoder, GuideEncoder
+from medenhance_dicom.networks.heatmap import HeatMapNet
 from medenhance_dicom.networks.hqgnet import GuidedNetwork, HQGNetGenerator
+from medenhance_dicom.networks.mcfnet import MCFNet
+from medenhance_dicom.networks.resnet8 import GatedResNet8
 from medenhance_dicom.networks.resnet9 import ResNet9Generator
 from medenhance_dicom.networks.stillgan import StillGANGenerator
 from medenhance_dicom.networks.unet import UNet
@@ -19,10 +22,13 @@ __all__ = [
     "NETWORKS",
     "CSNet",
     "EnlightenGANGenerator",
+    "GatedResNet8",
     "GuideDecoder",
     "GuideEncoder",
     "GuidedNetwork",
     "HQGNetGenerator",
+    "HeatMapNet",
+    "MCFNet",
     "ResNet9Generator",
     "StillGANGenerator",
     "UNet",
@@ -33,7 +39,10 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "csnet": CSNet,
     "enlightengan": EnlightenGANGenerator,
     "guide_encoder": GuideEncoder,
+    "heatmap": HeatMapNet,
     "hqgnet": HQGNetGenerator,
+    "mcfnet": MCFNet,
+    "resnet8": GatedResNet8,
     "resnet9": ResNet9Generator,
     "stillgan": StillGANGenerator,
     "unet": UNet,
@@ -49,7 +58,8 @@ def build_network(name: str, **config: Any) -> nn.Module:
 
     Returns:
         A module. "stillgan", "resnet9" and "enlightengan" map (B, C, H, W) in [-1, 1] to the same shape and range;
-        "hqgnet" does so through `GuidedNetwork`; "guide_encoder" gives vectors, "csnet" and "unet" logits.
+        "hqgnet" does so through `GuidedNetwork`; "guide_encoder" gives vectors, "csnet", "unet",
+        "heatmap", "resnet8" and "mcfnet" logits.
 
     Raises:
         KeyError: No network of that name.

@@ -22,11 +22,13 @@ from medenhance_dicom.training.checkpoint import load_checkpoint, save_checkpoin
 from medenhance_dicom.training.cycle import CycleMethod
 from medenhance_dicom.training.data import Batch, TrainingPictures
 from medenhance_dicom.training.diary import Diary
+from medenhance_dicom.training.downstream import DownstreamTask, kept_metadata
 from medenhance_dicom.training.enlightengan import EnlightenGANMethod
 from medenhance_dicom.training.hqgnet import HQGNetMethod
 from medenhance_dicom.training.method import Method
 from medenhance_dicom.training.recipe import TrainingRecipe
 from medenhance_dicom.training.segmenter import SegmenterMethod
+from medenhance_dicom.training.supervised import FoveaMethod, GradingMethod, SupervisedMethod
 
 Report = Callable[[int, int, dict[str, float]], None]
 
@@ -38,6 +40,9 @@ METHODS: dict[str, type[Method]] = {
     "hqgnet": HQGNetMethod,
     "enlightengan": EnlightenGANMethod,
     "segmenter": SegmenterMethod,
+    "fovea": FoveaMethod,
+    "grading": GradingMethod,
+    "quality": SupervisedMethod,
 }
 
 
@@ -154,14 +159,16 @@ def _state(step: int, best: float, method: Method, average: nn.Module) -> dict[s
 
 
 def _laid_out(batch: torch.Tensor) -> torch.Tensor:
-    return batch.contiguous(memory_format=torch.channels_last)
+    return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
 
 
 def export(network: nn.Module, path: Path) -> None:
-    """Write a network's weights in half precision, whole or not at all."""
+    """Write a network's weights in half precision, whole or not at all; a task's say what they are the weights of."""
     part = path.with_name(f".{path.name}.part")
     kept = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in kept.items()}, part)
+    kept = {k: v.half() if v.is_floating_point() else v for k, v in kept.items()}
+    about = network.about if isinstance(network, DownstreamTask) else None
+    save_file(kept, part, metadata=kept_metadata(about, kept) if about else None)
     part.replace(path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -23,7 +23,7 @@ class Pictures(_Table):
     pattern: str = "*"
     """Glob inside the folder."""
     table: str | None = None
-    """CSV beside the pictures with a `file` column."""
+    """CSV with a `file` column; only the files that it names are taken."""
     column: str | None = None
     """Column of the table that is compared."""
     at_least: float | None = None
@@ -135,19 +135,58 @@ class Perceptual(_Table):
     vgg_sha256: str | None = None
 
 
-class Task(_Table):
-    """A downstream task that trains along (HQG-Net, eq. 12-18): vessels, nerves or polyps to be segmented."""
+Kind = Literal["segmentation", "fovea", "grading", "quality"]
 
-    mode: Literal["none", "frozen", "joint"] = "none"
-    """"frozen": the enhancer learns from the segmenter, not the reverse."""
-    network: Literal["csnet", "unet"] = "csnet"
+TASK_NETWORKS: dict[Kind, tuple[str, ...]] = {
+    "segmentation": ("csnet", "unet"),
+    "fovea": ("heatmap",),
+    "grading": ("resnet8", "tortuosity"),
+    "quality": ("mcfnet",),
+}
+TASK_METHODS: dict[str, Kind] = {
+    "segmenter": "segmentation",
+    "fovea": "fovea",
+    "grading": "grading",
+    "quality": "quality",
+}
+"""Methods that train a task alone."""
+
+
+class TaskNetwork(_Table):
+    """All that shapes a task's network; it is kept beside the weights."""
+
+    kind: Kind = "segmentation"
+    """What is asked of a picture: where vessels, nerves or polyps are, where the fovea is, its level, its quality."""
+    network: Literal["csnet", "unet", "heatmap", "resnet8", "tortuosity", "mcfnet"] = "csnet"
+    """"tortuosity" is a linear classifier of measured fibres; nothing can be trained through it."""
     width: int = 8
     poolings: int = 3
+    """Of a segmentation network."""
     channels: Literal[1, 3] = 3
-    """Channels that the segmenter takes; a colour picture is given to one channel as its green plane."""
+    """Channels that the network takes; a colour picture is given to one channel as its green plane."""
     loss: Literal["mse_dice", "bce_dice"] = "mse_dice"
+    """Of segmentation."""
+    levels: int = 4
+    """Of grading; they are numbered from 0."""
+    branch: Literal["cnn", "densenet121"] = "cnn"
+    """Of "mcfnet"; the paper's are DenseNet-121."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        if self.network not in TASK_NETWORKS[self.kind]:
+            raise ValueError(f"kind {self.kind!r} has network {' or '.join(map(repr, TASK_NETWORKS[self.kind]))}")
+        return self
+
+
+class Task(TaskNetwork):
+    """A downstream task, trained alone or along with an enhancer (HQG-Net, eq. 12-18)."""
+
+    mode: Literal["none", "frozen", "joint"] = "none"
+    """"frozen": the enhancer learns from the task, not the reverse."""
     weights: Path | None = None
-    """Safetensors that a run with `method = "segmenter"` made."""
+    """Safetensors that a run with a task's own method made."""
+    segmenter: Path | None = None
+    """Grading: safetensors of a segmenter that finds the fibres. Without it "tortuosity" takes pictures for masks."""
     enhancer_weight: float = 5.0
     """lambda_3: the enhancer's own loss is multiplied by it, the task's is added."""
     rate: float = 1e-4
@@ -155,12 +194,26 @@ class Task(_Table):
     dilate: int = 0
     """Pixels by which thin truth (centre lines) is widened."""
     pictures: list[Pictures] = []
+    """Fovea and grading take the truth from each one's `table`. Quality has `data.low` and `data.high` instead."""
     masks: list[Pictures] = []
     """In the same order as `pictures`; what is above half is foreground."""
+    columns: tuple[str, ...] = ()
+    """Of the tables: row and column in pixels for a fovea, the level for grading."""
     validation_pictures: list[Pictures] = []
     validation_masks: list[Pictures] = []
     degraded_fraction: float = 1.0
-    """How many of the pictures are degraded; a segmenter for good pictures is trained with 0."""
+    """How many of the pictures are degraded; a task for good pictures is trained with 0."""
+
+    @model_validator(mode="after")
+    def _check_truth(self) -> Self:
+        expected = {"fovea": 2, "grading": 1}.get(self.kind, 0)
+        if len(self.columns) != expected:
+            raise ValueError(f"kind {self.kind!r} needs {expected} columns")
+        if self.mode != "none" and self.network == "tortuosity":
+            raise ValueError('nothing can be trained through "tortuosity": take "resnet8"')
+        if self.mode == "joint" and self.kind == "quality":
+            raise ValueError('joint training would teach it to call everything good: take mode "frozen"')
+        return self
 
 
 class Schedule(_Table):
@@ -204,7 +257,10 @@ class TrainingRecipe(_Table):
 
     name: str
     summary: str
-    method: Literal["stillgan", "cyclegan", "lamegan", "miinet", "hqgnet", "enlightengan", "segmenter"] = "stillgan"
+    method: Literal[
+        "stillgan", "cyclegan", "lamegan", "miinet", "hqgnet", "enlightengan",
+        "segmenter", "fovea", "grading", "quality",
+    ] = "stillgan"  # fmt: skip
     data: Data
     network: Network = Field(default_factory=Network)
     weights: Weights = Field(default_factory=Weights)
@@ -213,7 +269,7 @@ class TrainingRecipe(_Table):
     schedule: Schedule
 
     @model_validator(mode="after")
-    def _check_method(self) -> TrainingRecipe:
+    def _check_method(self) -> Self:
         own = (self.weights.illumination, self.weights.structure)
         if self.method in ("cyclegan", "lamegan", "miinet") and any(own):
             raise ValueError(f"{self.method} has neither illumination nor structure: set both weights to 0")
@@ -221,11 +277,21 @@ class TrainingRecipe(_Table):
             raise ValueError(f"{self.method} needs weights.perceptual")
         if self.method == "enlightengan" and self.perceptual.space != "pixel":
             raise ValueError('enlightengan needs perceptual.space = "pixel": its patches have no third level')
-        if self.method == "segmenter" and self.task.mode != "none":
-            raise ValueError("a segmenter trains alone: leave task.mode out")
-        if (self.task.mode != "none" or self.method == "segmenter") and not self.task.pictures:
-            raise ValueError("task.pictures is empty")
+        alone = TASK_METHODS.get(self.method)
+        if alone and self.task.mode != "none":
+            raise ValueError(f"a {self.method} trains alone: leave task.mode out")
+        if alone and self.task.kind != alone:
+            raise ValueError(f"method {self.method!r} needs task.kind {alone!r}")
+        if alone or self.task.mode != "none":
+            self._check_pictures()
         return self
+
+    def _check_pictures(self) -> None:
+        if self.task.kind == "quality":
+            if not self.data.low or (self.method == "quality" and not self.data.high):
+                raise ValueError("quality needs pictures in data.low and data.high")
+        elif not self.task.pictures:
+            raise ValueError("task.pictures is empty")
 
 
 def load_training_recipe(path: Path, overrides: dict[str, Any] | None = None) -> TrainingRecipe:

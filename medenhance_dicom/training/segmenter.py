@@ -1,54 +1,23 @@
-"""A segmenter as a run of its own: Theta of cooperative training, and the judge that never sees that training."""
+"""A segmenter as a run of its own, scored as vessels and nerves are."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medenhance_dicom.errors import RecipeError
 from medenhance_dicom.metrics import segmentation_scores
-from medenhance_dicom.training.data import Batch, TrainingPictures
-from medenhance_dicom.training.method import Method, Stage, Terms, cosine_rate, set_rate
-from medenhance_dicom.training.recipe import TrainingRecipe
-from medenhance_dicom.training.tasks import SegmentationTask
-
-if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+from medenhance_dicom.training.supervised import SupervisedMethod
 
 TOLERANCE = 3
 """Pixels, for truth that is drawn as centre lines (StillGAN, HQG-Net)."""
 
 
-class SegmenterMethod(Method):
-    """One segmentation network, supervised."""
+class SegmenterMethod(SupervisedMethod):
+    """One segmentation network."""
 
     kept = "S"
-
-    def __init__(self, recipe: TrainingRecipe, fabric: Fabric, pictures: TrainingPictures) -> None:
-        super().__init__(recipe, fabric, pictures)
-        if not pictures.task_validation:
-            raise RecipeError("task.validation_pictures is empty")
-        self.task = SegmentationTask.of(recipe)
-        self.set_up({"S": self.task})
-        self.optimizers["S"] = self.adam(self.task.parameters(), recipe.schedule.rate, (0.9, 0.999))
-        self._probed = 1 if recipe.task.degraded_fraction else 0
-
-    def stages(self) -> list[Stage]:
-        """Supervised on pictures and masks."""
-        return [Stage("supervised", self.recipe.schedule.steps, self.pictures.segmented, self.step)]
-
-    def step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
-        """L_d on `task_low` and `task_target`, the rate along half a cosine."""
-        schedule = self.recipe.schedule
-        set_rate(self.optimizers["S"], cosine_rate(schedule.rate, step, schedule.steps))
-        out = self.modules["S"](batch["task_low"])
-        loss = self.task.loss(out, batch["task_target"])
-        self.descend(loss, "S")
-        return {"task": float(loss.detach()), **self.task.metrics(out, batch["task_target"])}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Mean Dice on good and on degraded validation pictures; "score" is of the kind that is trained on.
@@ -74,6 +43,4 @@ class SegmenterMethod(Method):
 
     def _probability(self, network: nn.Module, picture: Tensor) -> NDArray[np.float32]:
         """Of one picture (1, C, H, W) in [-1, 1]: (H, W)."""
-        with torch.inference_mode(), self.fabric.autocast():
-            logits: Tensor = network.eval()(self.fabric.to_device(picture))
-        return logits.float().sigmoid()[0, 0].cpu().numpy()
+        return self._out(network, picture).sigmoid()[0, 0].numpy()

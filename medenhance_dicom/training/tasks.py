@@ -8,131 +8,69 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from medenhance_dicom.errors import ModelError, RecipeError
-from medenhance_dicom.networks import build_network
+from medenhance_dicom.training.downstream import DownstreamTask, TaskDescription, read_kept
+from medenhance_dicom.training.fovea import FoveaTask
+from medenhance_dicom.training.grading import GradingTask, LevelTask, TortuosityTask
+from medenhance_dicom.training.quality import QualityTask
 from medenhance_dicom.training.recipe import Task, TrainingRecipe
+from medenhance_dicom.training.segmentation import SegmentationTask
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+__all__ = ["TASKS", "Cooperation", "DownstreamTask", "SegmentationTask", "load_task", "task_of"]
+
 BETAS = (0.5, 0.999)
-SURROUND = 0.06
-"""What is darker than this in all channels lies outside the field of view."""
-SMOOTH = 1e-4
-GREEN = 1
+
+TASKS: dict[str, type[DownstreamTask]] = {
+    "csnet": SegmentationTask,
+    "unet": SegmentationTask,
+    "heatmap": FoveaTask,
+    "resnet8": GradingTask,
+    "tortuosity": TortuosityTask,
+    "mcfnet": QualityTask,
+}
+"""By `task.network`."""
 
 
-class DownstreamTask(Protocol):
-    """What a task has to offer; an nn.Module whose forward is differentiable in the picture."""
+def task_of(recipe: TrainingRecipe) -> DownstreamTask:
+    """Untrained, as the recipe says; the segmenter of a grading task with its kept weights.
 
-    name: str
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Pictures (B, 1 or 3, H, W) in [-1, 1] to the task's output."""
-        ...
-
-    def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        """L_d, a scalar."""
-        ...
-
-    def metrics(self, out: Tensor, target: Tensor) -> dict[str, float]:
-        """Figures to report, without gradients."""
-        ...
-
-
-class SegmentationTask(nn.Module):
-    """A segmentation network that takes the enhancer's pictures, whatever their channels and brightness.
-
-    Args:
-        network: (B, channels, H, W) to logits (B, 1, H, W).
-        channels: 1 or 3. A colour picture is given to one channel as its green plane, where vessels stand out most; a
-            grey one is repeated for three.
-        loss: "mse_dice" is CS-Net's, of the sigmoid; "bce_dice" that of many others.
+    Raises:
+        RecipeError: The pictures' side does not fit the network, or `task.segmenter` is no segmenter.
+        ModelError: The segmenter's file is missing or altered.
     """
-
-    name = "segmentation"
-
-    def __init__(
-        self, network: nn.Module, *, channels: Literal[1, 3], loss: Literal["mse_dice", "bce_dice"] = "mse_dice"
-    ) -> None:
-        super().__init__()
-        self.network, self.channels, self.kind = network, channels, loss
-
-    @classmethod
-    def of(cls, recipe: TrainingRecipe) -> Self:
-        """Untrained, as the recipe's task table says.
-
-        Raises:
-            RecipeError: The pictures' side does not fit the network's poolings.
-        """
-        task, multiple = recipe.task, 2**recipe.task.poolings
-        if recipe.data.size % multiple:
-            raise RecipeError(f"data.size: {recipe.data.size} is no multiple of {multiple} (task.poolings)")
-        network = build_network(task.network, channels=task.channels, width=task.width, poolings=task.poolings)
-        return cls(network, channels=task.channels, loss=task.loss)
-
-    def load(self, path: Path) -> Self:
-        """Fill in the weights that a run with `method = "segmenter"` kept.
-
-        Raises:
-            ModelError: The file is missing, no safetensors, or of another network.
-        """
-        try:
-            self.load_state_dict(load_file(path))
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path}: no weights to read ({type(error).__name__})") from error
-        except RuntimeError as error:
-            raise ModelError(f"{path}: weights of another network than the task's") from error
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, 1 or 3, H, W) in [-1, 1] -> logits (B, 1, H, W).
-
-        Each picture is brought to mean 0 and deviation 1 inside its field of view: an exposure that differs from the
-        training pictures' should cost nothing, only what hides the structure.
-        """
-        u = (x.float() + 1) / 2
-        field = (u.amax(dim=1, keepdim=True) > SURROUND).float()
-        if self.channels == 1 and u.shape[1] == 3:
-            u = u[:, GREEN : GREEN + 1]
-        n = (field.sum(dim=(1, 2, 3), keepdim=True) * u.shape[1]).clamp_min(1)
-        mean = (u * field).sum(dim=(1, 2, 3), keepdim=True) / n
-        variance = ((u - mean).square() * field).sum(dim=(1, 2, 3), keepdim=True) / n
-        u = (u - mean) / (variance + 1e-4).sqrt()
-        return self.network(u.expand(-1, self.channels, -1, -1))
-
-    def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error (or cross-entropy) plus 1 - Dice, the Dice per picture.
-
-        Args:
-            out: Logits (B, 1, H, W).
-            target: (B, 1, H, W) in {0, 1}.
-        """
-        out = out.float()
-        if self.kind == "mse_dice":
-            pixels = F.mse_loss(out.sigmoid(), target)
-        else:
-            pixels = F.binary_cross_entropy_with_logits(out, target)
-        return pixels + 1 - _dice(out.sigmoid(), target).mean()
-
-    @torch.no_grad()
-    def metrics(self, out: Tensor, target: Tensor) -> dict[str, float]:
-        """`dice`: mean over the pictures, of what is above probability 0.5."""
-        return {"dice": float(_dice((out > 0).float(), target).mean())}
+    path = recipe.task.segmenter
+    about = TaskDescription.of(recipe)
+    if about.segmenter and about.segmenter.kind != "segmentation":
+        raise RecipeError(f"task.segmenter: {path} is of a {about.segmenter.kind} task")
+    if path and recipe.task.kind != "grading":
+        raise RecipeError("task.segmenter: only grading takes one")
+    made = TASKS[about.network].build(about)
+    if path and isinstance(made, LevelTask) and made.segmenter is not None:
+        made.segmenter.load(path)
+    return made
 
 
-def _dice(p: Tensor, t: Tensor) -> Tensor:
-    """2 |p t| / (|p| + |t|) of each picture, (B,); 1 where both are empty."""
-    common, both = (p * t).sum(dim=(1, 2, 3)), (p + t).sum(dim=(1, 2, 3))
-    return (2 * common + SMOOTH) / (both + SMOOTH)
+def load_task(path: Path) -> DownstreamTask:
+    """A kept task, ready to run.
+
+    Raises:
+        ModelError: The file is missing, altered, or says not what it is.
+    """
+    about, tensors = read_kept(path)
+    task = TASKS[about.network].build(about)
+    try:
+        task.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ModelError(f"{path}: weights of another network than it says") from error
+    return task.eval()
 
 
 class Cooperation:
@@ -152,7 +90,7 @@ class Cooperation:
         stepped: Their names.
     """
 
-    def __init__(self, task: SegmentationTask, settings: Task, fabric: Fabric) -> None:
+    def __init__(self, task: DownstreamTask, settings: Task, fabric: Fabric) -> None:
         self._fabric, self._task = fabric, task
         self._enhancer_weight = settings.enhancer_weight
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -184,7 +122,7 @@ class Cooperation:
             return None
         if settings.mode == "frozen" and settings.weights is None:
             raise RecipeError("task.weights: a frozen task has to be trained before")
-        task = SegmentationTask.of(recipe)
+        task = task_of(recipe)
         return cls(task.load(settings.weights) if settings.weights else task, settings, fabric)
 
     def joined(
@@ -195,7 +133,7 @@ class Cooperation:
         Args:
             total: L_e, a scalar.
             enhance: Low-quality pictures (B, C, H, W) in [-1, 1] to x_hat of the same shape and range.
-            batch: `task_low` and its truth `task_target` (B, 1, H, W) in {0, 1}.
+            batch: `task_low` and its truth `task_target`, as the task's `loss` takes it.
 
         Returns:
             lambda_3 L_e + L_d, and L_d.
