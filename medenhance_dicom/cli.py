@@ -8,8 +8,6 @@ from __future__ import annotations
 import json as json_module
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +16,7 @@ import typer
 
 from medenhance_dicom import __version__
 from medenhance_dicom.archive import commands as archive_commands
+from medenhance_dicom.calibration.commands import calibrate
 from medenhance_dicom.errors import (
     ConfigurationError,
     InputError,
@@ -27,7 +26,9 @@ from medenhance_dicom.errors import (
     PeerError,
     RecipeError,
 )
+from medenhance_dicom.evaluation.commands import evaluate
 from medenhance_dicom.node import commands as node_commands
+from medenhance_dicom.node.console import progress_bar
 
 if TYPE_CHECKING:
     from medenhance_dicom.report import Outcome
@@ -57,7 +58,7 @@ app.add_typer(guides_app, name="guides")
 
 Engine = Literal["auto", "torch", "openvino"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Gate = Literal["withhold", "warn", "off"]
+Gate = Literal["withhold", "warn", "off", "blend"]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Paths = Annotated[
     list[Path], typer.Argument(help="DICOM files, folders, zip archives or a DICOMDIR.", metavar="PATH...")
@@ -114,23 +115,6 @@ def _root(
     pass
 
 
-@contextmanager
-def _progress(description: str, *, quiet: bool) -> Iterator[Any]:
-    """A progress bar on stderr after two seconds, on a terminal only; yields advance(done, total, text)."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total, text="": None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total, text="": bar.update(
-            task, completed=done, total=total, description=f"{description} {text}".strip()
-        )
-
-
 @app.command(epilog=EXIT_CODES)
 def enhance(
     paths: Paths,
@@ -143,9 +127,17 @@ def enhance(
     device: Annotated[str, typer.Option("-d", "--device", help="auto, cpu, mps, cuda or cuda:N.")] = "auto",
     engine: Annotated[Engine, typer.Option(help="What runs the network.")] = "auto",
     precision: Annotated[Precision, typer.Option(help="What the network computes in.")] = "auto",
-    gate: Annotated[Gate, typer.Option(help="What a failed structure check does.")] = "withhold",
+    gate: Annotated[
+        Gate,
+        typer.Option(help="What a failed structure check does; blend: the source comes back where structure changed."),
+    ] = "withhold",
     allow: Allow = [],  # noqa: B006 - typer copies it
-    preview: Annotated[bool, typer.Option(help="Write a PNG pair, before and after, beside each instance.")] = False,
+    preview: Annotated[
+        bool, typer.Option(help="Write PNGs beside each instance: before and after, and where structure changed.")
+    ] = False,
+    sr: Annotated[
+        bool, typer.Option("--sr", help="Write a structured report (TID 1500) on each derived instance.")
+    ] = False,
     report: Annotated[Path | None, typer.Option(help="Report file, by default OUTPUT/run_report.json.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Write derived objects again that are there already.")] = False,
     fail_fast: Annotated[bool, typer.Option(help="Stop at the first failed instance.")] = False,
@@ -158,7 +150,7 @@ def enhance(
     settings = Settings(
         output=output, recipe=recipe, weights=weights, guide=None if guide == "auto" else guide, device=device,
         engine=engine, precision=precision, gate=gate, allow=frozenset(a.upper() for a in allow), preview=preview,
-        overwrite=overwrite,
+        structured_report=sr, overwrite=overwrite,
     )  # fmt: skip
     if dry_run:
         _inspect(paths, settings, json=json)
@@ -176,7 +168,7 @@ def _enhance(paths: list[Path], settings: Settings, report_path: Path, *, fail_f
     run = Enhancement(settings, now=_now())
     report = RunReport(report_path, started=_now(), device=run.device, engine=run.engine, precision=run.precision)
     lines: list[Outcome] = []
-    with _progress("enhancing", quiet=json) as advance:
+    with progress_bar("enhancing", quiet=json) as advance:
         try:
             for outcome in run.outcomes(paths, progress=advance):
                 report.add(outcome)
@@ -274,6 +266,90 @@ def verify(
         raise typer.Exit(3)
     bad = sum(bool(result["problems"]) for result in results)
     raise typer.Exit(0 if not bad else 5 if bad == len(results) else 4)
+
+
+SourceArgument = Annotated[Path, typer.Argument(help="The originals: a file or folder.", metavar="SOURCE")]
+DerivedArgument = Annotated[Path, typer.Argument(help="What was made of them: a file or folder.", metavar="DERIVED")]
+PairRecipe = Annotated[
+    str, typer.Option(help="Whose masks and limits apply; auto: the one that a derived object names, or that fits.")
+]
+PairWeights = Annotated[str | None, typer.Option(help="Whose limits apply instead.", metavar="KEY")]
+
+
+@app.command(epilog=EXIT_CODES)
+def gate(
+    source: SourceArgument,
+    derived: DerivedArgument,
+    recipe: PairRecipe = "auto",
+    weights: PairWeights = None,
+    json: Json = False,
+) -> None:
+    """Judge what was enhanced elsewhere or before: pairs of DICOM files, by their references, or of pictures, by name.
+
+    Exit 9 where the gate would withhold all, 10 where some.
+    """
+    from medenhance_dicom.comparison.judging import judge_pairs
+    from medenhance_dicom.comparison.pairs import open_pairs
+
+    found = []
+    with (
+        open_pairs(source, derived, recipe=recipe, weights=weights) as pairs,
+        progress_bar("judging", quiet=json) as tell,
+    ):
+        for judgement in judge_pairs(pairs):
+            found.append(judgement)
+            tell(len(found), None)
+    if json:
+        _print_json({"pairs": [judgement.to_json() for judgement in found]})
+    else:
+        for judgement in found:
+            _print_judgement(judgement)
+    raise typer.Exit(_judged_exit_code(found))
+
+
+@app.command(epilog=EXIT_CODES)
+def compare(
+    source: SourceArgument,
+    derived: DerivedArgument,
+    page: Annotated[Path, typer.Option("--html", help="The page to write.", metavar="FILE")],
+    recipe: PairRecipe = "auto",
+    weights: PairWeights = None,
+    identify: Annotated[
+        bool, typer.Option("--identify", help="Show patients' names and identifiers, and files' names.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Pairs with pictures, at most.")] = 24,
+    json: Json = False,
+) -> None:
+    """Show pairs on one page that works offline: a slider, difference and structure maps, scores."""
+    from medenhance_dicom.comparison.page import write_page
+    from medenhance_dicom.comparison.pairs import open_pairs
+
+    with open_pairs(source, derived, recipe=recipe, weights=weights) as pairs, progress_bar("comparing", quiet=json):
+        found = write_page(pairs, page, identify=identify, most=limit)
+    if json:
+        _print_json({"page": str(page), "pairs": [judgement.to_json() for judgement in found]})
+    else:
+        print(f"{page}: {len(found)} pairs")
+    raise typer.Exit(_judged_exit_code(found))
+
+
+def _print_judgement(judgement: Any) -> None:
+    score = " " * 12 if judgement.lassim is None else f"LaSSIM {judgement.lassim:.3f}"
+    result = "passed" if judgement.result == "enhanced" else judgement.result
+    print(f"{result:9}{score}  {judgement.pair.derived}")
+    if judgement.reason:
+        print(f"{'':9}{judgement.reason}")
+    for number, frame in enumerate(judgement.frames if len(judgement.frames) > 1 else [], 1):
+        values = {"lassim": frame.lassim, **frame.checks}
+        said = "  ".join(f"{name} {'none' if value is None else f'{value:.3f}'}" for name, value in values.items())
+        print(f"{'':9}frame {number}: {said}")
+
+
+def _judged_exit_code(found: list[Any]) -> int:
+    from medenhance_dicom.report import UNREADABLE, exit_code
+
+    counts = {result: sum(j.result == result for j in found) for result in ("enhanced", "warned", "withheld", "failed")}
+    return exit_code(counts, unreadable=sum((j.reason or "").startswith(UNREADABLE) for j in found))
 
 
 @recipes_app.command("list")
@@ -534,7 +610,7 @@ def train(
     loaded = load_training_recipe(path, overrides)
     root = data or Path(os.environ.get("MEDENHANCE_DATA", "."))
     folder = run or Path("runs") / loaded.name
-    with _progress("training", quiet=json) as advance:
+    with progress_bar("training", quiet=json) as advance:
 
         def tell(done: int, total: int, terms: dict[str, float]) -> None:
             advance(done, total, " ".join(f"{name} {value:.3f}" for name, value in terms.items()))
@@ -553,5 +629,7 @@ def train(
         print(f"best weights: {best}")
 
 
+app.command(epilog=EXIT_CODES)(evaluate)
+app.command(epilog=EXIT_CODES)(calibrate)
 node_commands.add_to(app)
 archive_commands.add_to(app)

@@ -19,13 +19,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from medenhance_dicom import frames, intensity
+from medenhance_dicom.comparison.maps import shown_map
+from medenhance_dicom.comparison.panels import Picture, panels, save
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.derive import PixelSummary, derive_instance
 from medenhance_dicom.errors import DerivationError, InputError, OutputError, RecipeError, UnsupportedInstanceError
 from medenhance_dicom.gate import FrameScores, examine, verdict_of
+from medenhance_dicom.gate.blend import Blended, blend
 from medenhance_dicom.guides import Guide
 from medenhance_dicom.manifest import Manifest, load_manifest
 from medenhance_dicom.part10 import write_instance
@@ -34,7 +36,9 @@ from medenhance_dicom.recipe import Recipe
 from medenhance_dicom.report import Outcome
 from medenhance_dicom.selection import Settings, choose_recipes, guide_for, outcome_of, read_members, recipes_of
 from medenhance_dicom.series import Member, Series
+from medenhance_dicom.structured_report import structured_report, write_report
 from medenhance_dicom.unit_frames import SeriesIntensity, UnitFrame, unit_frames
+from medenhance_dicom.verdicts import Blending, excess_of, in_words, settled, values_of
 from medenhance_dicom.verify import assert_derived
 
 if TYPE_CHECKING:
@@ -120,7 +124,7 @@ class Enhancement:
                 yield item
                 continue
             if current is None or current.member is not item.member:
-                current = InstanceResult(item.member, item.instance, prepared, scratch, preview=self.settings.preview)
+                current = InstanceResult(item.member, item.instance, prepared, scratch, self.settings)
             current.add(item)
             if item.index + 1 == item.pixels.number_of_frames:
                 yield self._finish(current)
@@ -131,25 +135,35 @@ class Enhancement:
         member, source, prepared, settings = result.member, result.instance, result.prepared, self.settings
         started = time.monotonic()
         names: dict[str, Any] = _names(prepared)
-        verdict = verdict_of(result.scores, prepared.thresholds, settings.gate, level=prepared.recipe.gate.level)
-        names |= {"lassim": verdict.lassim, "verdict": verdict.details | {"passed": verdict.passed} | result.change()}
+        mode = "withhold" if settings.gate == "blend" else settings.gate
+        verdict = verdict_of(result.scores, prepared.thresholds, mode, level=prepared.recipe.gate.level)
+        blending = result.blending()
+        verdict = settled(verdict, blending)
+        values = values_of(verdict, result.scores, prepared.thresholds, mode=settings.gate, blending=blending)
+        names |= {"lassim": verdict.lassim, "verdict": values | result.change()}
         try:
             if verdict.outcome == "withheld":
                 return outcome_of(member, "withheld", verdict.reason, seconds=result.seconds, **names)
-            provenance = prepared.provenance(verdict, made=self.now)
+            provenance = prepared.provenance(in_words(verdict, values), made=self.now)
             summary = PixelSummary(
                 result.digest(), result.pixels, result.pixels.number_of_frames, member.located.path.stat().st_size
             )
             derived = derive_instance(source, summary, provenance)
             if problems := assert_derived(derived, source, pixel_digest=summary.digest):
                 raise DerivationError("; ".join(problems))
-            folder = settings.output / derived.StudyInstanceUID / derived.SeriesInstanceUID
-            target = folder / f"{derived.SOPInstanceUID}.dcm"
+            document = None
+            if settings.structured_report:
+                document = structured_report(source, derived, verdict.lassim, verdict.outcome, values)
+            target = self._target(derived)
             if settings.overwrite or not target.exists():
-                _make_folder(folder)
+                _make_folder(target.parent)
                 write_instance(derived, result.path, target)
-            if settings.preview:
-                result.write_preview(target.with_suffix(".png"))
+            if document is not None:
+                names["structured_report"] = str(self._target(document))
+                if settings.overwrite or not self._target(document).exists():
+                    _make_folder(self._target(document).parent)
+                    write_report(document, self._target(document))
+            result.write_previews(target)
             result.seconds["write"] = round(time.monotonic() - started, 4)
             return outcome_of(
                 member, verdict.outcome, verdict.reason, derived=str(target),
@@ -159,6 +173,10 @@ class Enhancement:
             return outcome_of(member, "failed", f"NOT_DERIVED: {error}", seconds=result.seconds, **names)
         finally:
             result.discard()
+
+    def _target(self, instance: Dataset) -> Path:
+        folder = self.settings.output / instance.StudyInstanceUID / instance.SeriesInstanceUID
+        return folder / f"{instance.SOPInstanceUID}.dcm"
 
 
 def _names(prepared: PreparedRecipe) -> dict[str, Any]:
@@ -176,9 +194,9 @@ class InstanceResult:
     """The new pixels of one instance: written to a scratch file, hashed and scored as they come."""
 
     def __init__(
-        self, member: Member, instance: Dataset, prepared: PreparedRecipe, scratch: Path, *, preview: bool
+        self, member: Member, instance: Dataset, prepared: PreparedRecipe, scratch: Path, settings: Settings
     ) -> None:
-        self.member, self.instance, self.prepared, self.preview = member, instance, prepared, preview
+        self.member, self.instance, self.prepared, self.settings = member, instance, prepared, settings
         self.path = scratch / f"{secrets.token_hex(8)}.pixels"
         self.pixels = frames.pixel_format(instance)
         self.scores: list[FrameScores] = []
@@ -186,19 +204,29 @@ class InstanceResult:
         self._hash = hashlib.sha256()
         self._file: IO[bytes] = self.path.open("wb")
         self._largest, self._sum, self._count = 0, 0.0, 0
-        self._picture: NDArray[np.uint8] | None = None
-        self._started = time.monotonic()
+        self._shares: list[float] = []
+        self._pictures: dict[str, Picture] = {}
+        self._worst, self._started = -1.0, time.monotonic()
 
     def add(self, frame: UnitFrame) -> None:
-        """Encode an enhanced frame as stored values; measure it."""
+        """Examine an enhanced frame, blend it where that is asked for, and encode it as stored values."""
         assert frame.after is not None
         after = np.where(frame.enhance_here[..., None], frame.after, frame.unit).astype(np.float32)
+        level, thresholds, inside = self.prepared.recipe.gate.level, self.prepared.thresholds, frame.enhance_here
+        scores = judged = examine(frame.unit, after, level=level, inside=inside)
+        blended: Blended | None = None
+        if self.settings.gate == "blend":
+            blended = blend(frame.unit, after, scores, thresholds, level=level, inside=inside)
+        if self.settings.preview:
+            self._draw(frame, after, blended, judged)
+        if blended is not None:
+            after, scores = blended.after, blended.scores
+            self._shares.append(blended.share)
+        self.scores.append(scores)
         delta = intensity.delta_to_modality(
             frame.unit, after, frame.map, frames.to_modality(frame.stored.stored, frame.line)
         )
         stored = frames.encode_residual(frame.stored, delta, frame.line, frame.pixels)
-        level = self.prepared.recipe.gate.level
-        self.scores.append(examine(frame.unit, after, level=level, inside=frame.enhance_here))
         change = np.abs(stored.astype(np.int64) - frame.stored.stored)
         self._largest = max(self._largest, int(change.max()))
         self._sum, self._count = self._sum + float(change.sum()), self._count + change.size
@@ -208,8 +236,6 @@ class InstanceResult:
             self._file.write(block)
         except OSError as error:
             raise OutputError(f"scratch space: {error.strerror}") from error
-        if self.preview and frame.index == 0:
-            self._picture = (np.hstack([frame.unit, after]) * 255 + 0.5).astype(np.uint8)
 
     def digest(self) -> str:
         """SHA-256 of the pixel bytes, in hex; call when all frames are there."""
@@ -221,12 +247,35 @@ class InstanceResult:
         """Largest and mean absolute change in stored values."""
         return {"max_change": self._largest, "mean_change": round(self._sum / max(self._count, 1), 4)}
 
-    def write_preview(self, path: Path) -> None:
-        """The first frame before and after, side by side, as PNG."""
-        if self._picture is not None:
-            part = path.with_name(f".{path.name}.part")
-            Image.fromarray(self._picture.squeeze()).save(part, format="png")
-            part.replace(path)
+    def blending(self) -> Blending | None:
+        """How much came back from the source; None: nothing."""
+        if not self._shares:
+            return None
+        return Blending(sum(self._shares) / len(self.scores), len(self._shares), max(self._shares))
+
+    def _draw(self, frame: UnitFrame, after: NDArray[np.float32], blended: Blended | None, judged: FrameScores) -> None:
+        """Keep the pictures of the first frame and of the worst so far; the map is that of before any blending."""
+        thresholds = self.prepared.thresholds
+        excess, check = excess_of(judged, thresholds)
+        released = after if blended is None else blended.after
+        if frame.index == 0:
+            self._pictures[""] = (np.hstack([frame.unit, released]) * 255 + 0.5).astype(np.uint8)
+        if frame.index and excess <= self._worst:
+            return
+        level = self.prepared.recipe.gate.level
+        objection = shown_map(frame.unit, after, thresholds, level=level, inside=frame.enhance_here)
+        drawn = panels(frame.unit, released, objection, judged.regions.get(check))
+        if frame.index == 0:
+            self._pictures[".first-map"] = drawn
+        if excess > self._worst:
+            self._worst = excess
+            if frame.index:
+                self._pictures[".worst-map"] = drawn
+
+    def write_previews(self, beside: Path) -> None:
+        """PNGs beside an instance: the first frame before and after, and the maps of the first and the worst frame."""
+        for name, drawn in self._pictures.items():
+            save(drawn, beside.with_suffix(f"{name}.png"))
 
     def discard(self) -> None:
         """Remove the scratch file."""

@@ -18,7 +18,6 @@ __all__ = ["laplacian_level", "lassim", "lassim_level_for", "lassim_map"]
 GREY = (0.2125, 0.7154, 0.0721)
 WINDOW = 7
 K1, K2 = 0.01, 0.03
-BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 FLAT = 1e-6  # unit range; a tenth of a 16-bit grey step, above float32 rounding
 
 
@@ -111,7 +110,8 @@ def _grey(x: Tensor) -> Tensor:
     """(B, 1 or 3, H, W) -> (B, 1, H, W)."""
     if x.shape[1] == 1:
         return x
-    return (x * x.new_tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = x.split(1, 1)
+    return (GREY[0] * red).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
 def _ssim_map(a: Tensor, b: Tensor, data_range: Tensor) -> Tensor:
@@ -144,10 +144,17 @@ def _pyramid_up(x: Tensor, height: int, width: int) -> Tensor:
 def _down_axis(x: Tensor, axis: int) -> Tensor:
     size = x.shape[axis]
     period = max(2 * (size - 1), 1)
-    index = torch.arange(-2, size + 2, device=x.device) % period
-    index = torch.minimum(index, period - index)  # ... 2 1 0 1 2 ...: reflected about the edge pixel
-    windows = x.index_select(axis, index).unfold(axis, 5, 2)  # (..., ceil(size / 2), ..., 5)
-    return (windows * x.new_tensor(BINOMIAL)).sum(-1)
+    edge = torch.tensor([-2, -1, size, size + 1], device=x.device) % period
+    edge = torch.minimum(edge, period - edge)  # reflected about the edge pixel
+    before, after = x.index_select(axis, edge[:2]), x.index_select(axis, edge[2:])
+    wide = torch.cat([before, x, after], axis)
+    count = (size + 1) // 2
+    tap = [_every_second(wide.narrow(axis, k, 2 * count - 1), axis) for k in range(5)]
+    return (tap[0] + tap[4]).add_(tap[1] + tap[3], alpha=4).add_(tap[2], alpha=6).mul_(1 / 16)
+
+
+def _every_second(x: Tensor, axis: int) -> Tensor:
+    return x[..., ::2, :] if axis == 2 else x[..., ::2]
 
 
 def _up_axis(x: Tensor, axis: int, size: int) -> Tensor:

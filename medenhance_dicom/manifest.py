@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GateEntry",
+    "GateLimits",
     "GuideEncoderEntry",
     "InputContract",
     "Manifest",
     "WeightsEntry",
     "load_guide_encoder",
+    "load_limits",
     "load_manifest",
     "load_network",
     "verify_all",
@@ -55,16 +57,46 @@ class InputContract(_Entry):
 
 
 class GateEntry(_Entry):
-    """LaSSIM limits calibrated for these weights; see `gate.Thresholds`."""
+    """The gate's limits: a calibration's file, or LaSSIM limits set by hand; see `gate.Thresholds`."""
+
+    calibration: str | None = None
+    """Path of the file that `calibrate` wrote, relative to the manifest."""
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Of that file."""
+    minimum: float | None = Field(None, ge=-1, le=1)
+    warn_below: float | None = Field(None, ge=-1, le=1)
+
+    @model_validator(mode="after")
+    def _check_one_way(self) -> GateEntry:
+        calibrated, by_hand = (self.calibration, self.sha256), (self.minimum, self.warn_below)
+        if not (all(calibrated) and by_hand == (None, None)) and not (
+            calibrated == (None, None) and None not in by_hand
+        ):
+            raise ValueError("wanted calibration and sha256, or minimum and warn_below")
+        if self.minimum is not None and self.warn_below is not None and self.warn_below < self.minimum:
+            raise ValueError("warn_below is below minimum")
+        return self
+
+
+class CheckLimits(BaseModel):
+    """Of one check, as a calibration has them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    warn: float
+    withhold: float
+
+
+class GateLimits(BaseModel):
+    """What `calibrate` wrote, as far as verdicts need it."""
+
+    model_config = ConfigDict(frozen=True)
 
     minimum: float = Field(ge=-1, le=1)
     warn_below: float = Field(ge=-1, le=1)
-
-    @model_validator(mode="after")
-    def _check_order(self) -> GateEntry:
-        if self.warn_below < self.minimum:
-            raise ValueError("warn_below is below minimum")
-        return self
+    checks: dict[str, CheckLimits] = {}
+    name: str = ""
+    """The file's stem and the first 12 digits of its SHA-256; empty for limits set by hand."""
 
 
 class GuideEncoderEntry(_Entry):
@@ -125,6 +157,8 @@ class Manifest(_Entry):
 
     root: Path
     weights: dict[str, WeightsEntry] = {}
+    gate: dict[str, GateEntry] = {}
+    """Limits for what has no weights; "conventional": for all recipes without."""
 
     def entry(self, key: str) -> WeightsEntry:
         """The entry of some weights.
@@ -215,33 +249,61 @@ def load_guide_encoder(key: str, manifest: Manifest | None = None) -> nn.Module:
     return _filled(key, manifest, encoder, "guide_encoder")
 
 
+def load_limits(key: str, entry: GateEntry, manifest: Manifest) -> GateLimits:
+    """The gate's limits of an entry, from its verified calibration where it has one.
+
+    Args:
+        key: Whose they are, for messages.
+        entry: In this manifest.
+        manifest: The folder.
+
+    Raises:
+        ModelError: The calibration is missing, was altered, or is none.
+    """
+    if entry.calibration is None or entry.sha256 is None:
+        return GateLimits.model_validate(entry.model_dump(include={"minimum", "warn_below"}))
+    content = _verified_bytes(key, manifest, entry.calibration, entry.sha256)
+    name = f"{Path(entry.calibration).stem} {entry.sha256[:12]}"
+    try:
+        return GateLimits.model_validate_json(content).model_copy(update={"name": name})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{key}: {entry.calibration}: {where}: {first['msg']}") from error
+
+
 def verify_all(manifest: Manifest | None = None) -> dict[str, str | None]:
-    """Check every weights file against its sha256, the guide encoders' too.
+    """Check every weights file against its sha256, the guide encoders' and the gate's calibrations too.
 
     Returns:
-        What is wrong by key, None where nothing is; a guide encoder's key is `<key> guide encoder`.
+        What is wrong by key, None where nothing is; a guide encoder's key is `<key> guide encoder`, a calibration's
+        `<key> gate`.
 
     Raises:
         ModelError: The manifest itself does not load.
     """
     manifest = load_manifest() if manifest is None else manifest
     problems: dict[str, str | None] = {}
+    files: dict[str, tuple[str, str]] = {}
     for key, entry in sorted(manifest.weights.items()):
-        files: list[tuple[str, WeightsEntry | GuideEncoderEntry]] = [(key, entry)]
+        files[key] = entry.file, entry.sha256
         if entry.guide_encoder is not None:
-            files.append((f"{key} guide encoder", entry.guide_encoder))
-        for name, file in files:
-            try:
-                _verified_bytes(key, manifest, file)
-                problems[name] = None
-            except ModelError as error:
-                problems[name] = str(error)
+            files[f"{key} guide encoder"] = entry.guide_encoder.file, entry.guide_encoder.sha256
+    for key, gate in sorted({**manifest.gate, **{k: e.gate for k, e in manifest.weights.items()}}.items()):
+        if gate.calibration and gate.sha256:
+            files[f"{key} gate"] = gate.calibration, gate.sha256
+    for name, (file, sha256) in files.items():
+        try:
+            _verified_bytes(name, manifest, file, sha256)
+            problems[name] = None
+        except ModelError as error:
+            problems[name] = str(error)
     return problems
 
 
 def _filled(key: str, manifest: Manifest, entry: WeightsEntry | GuideEncoderEntry, name: str) -> nn.Module:
     """Network `name` with the entry's config and weights, in eval mode."""
-    content = _verified_bytes(key, manifest, entry)
+    content = _verified_bytes(key, manifest, entry.file, entry.sha256)
 
     import torch
     from safetensors import SafetensorError
@@ -270,16 +332,16 @@ def _filled(key: str, manifest: Manifest, entry: WeightsEntry | GuideEncoderEntr
     return network.eval().requires_grad_(False)
 
 
-def _verified_bytes(key: str, manifest: Manifest, entry: WeightsEntry | GuideEncoderEntry) -> bytes:
+def _verified_bytes(key: str, manifest: Manifest, file: str, sha256: str) -> bytes:
     """The file's bytes, read once: what was hashed is what gets loaded."""
-    path = (manifest.root / entry.file).resolve()
+    path = (manifest.root / file).resolve()
     if not path.is_relative_to(manifest.root.resolve()):
-        raise ModelError(f"{key}: {entry.file} lies outside the models folder")
+        raise ModelError(f"{key}: {file} lies outside the models folder")
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{key}: {entry.file}: {error.strerror}") from error
+        raise ModelError(f"{key}: {file}: {error.strerror}") from error
     digest = hashlib.sha256(content).hexdigest()
-    if digest != entry.sha256:
-        raise ModelError(f"{key}: {entry.file} was altered: sha256 {digest[:12]}, manifest {entry.sha256[:12]}")
+    if digest != sha256:
+        raise ModelError(f"{key}: {file} was altered: sha256 {digest[:12]}, manifest {sha256[:12]}")
     return content

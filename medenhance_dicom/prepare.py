@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from medenhance_dicom import intensity, masks, pyramid
 from medenhance_dicom.conventional import build_conventional
 from medenhance_dicom.enhancer import Enhancer, EnhancerSpec
-from medenhance_dicom.gate import Thresholds, Verdict
+from medenhance_dicom.gate import Limit, Thresholds
 from medenhance_dicom.guides import Guide
+from medenhance_dicom.manifest import GateLimits, load_limits, load_manifest
 from medenhance_dicom.provenance import Provenance, steps_of
 from medenhance_dicom.recipe import Recipe
 
@@ -63,11 +64,7 @@ class PreparedRecipe:
             unit: (H, W, C) in [0, 1].
             padding: (H, W), True for padding; None for none.
         """
-        mask = self.recipe.mask
-        here = masks.field_of_view(unit, mask.field_of_view)
-        if mask.keep_text:
-            here = here & ~masks.burned_in_text(unit)
-        return here if padding is None else here & ~padding
+        return region_of(self.recipe, unit, padding)
 
     def enhance(self, stream: Iterable[Any]) -> Iterator[Any]:
         """Pass a stream through: what has a `unit` comes back with `after`, in order; everything else as it is.
@@ -120,8 +117,8 @@ class PreparedRecipe:
             )
         return pyramid.enhance_whole(units, self.enhancer, inside=regions, padding=resolution.padding)
 
-    def provenance(self, verdict: Verdict, *, made: datetime) -> Provenance:
-        """What an instance enhanced this way says about its making."""
+    def provenance(self, verdict: str, *, made: datetime) -> Provenance:
+        """What an instance enhanced this way says about its making; `verdict` as `verdicts.in_words` gives it."""
         recipe = self.recipe
         parameters: dict[str, object] = dict(recipe.enhancer.parameters)
         if recipe.enhancer.strength != 1:
@@ -137,8 +134,7 @@ class PreparedRecipe:
             guide_digest=self.guide_digest,
             steps=steps_of(recipe.derived.steps),
             parameters=", ".join(f"{k} {v}" for k, v in parameters.items()),
-            lassim=verdict.lassim,
-            verdict=verdict.outcome,
+            verdict=verdict,
             engine=self.engine,
             precision=self.precision,
             series_description=recipe.derived.series_description,
@@ -165,6 +161,14 @@ class Strengthened:
         return np.clip(frames + np.float32(self.strength) * change, 0, 1)
 
 
+def region_of(recipe: Recipe, unit: Unit, padding: Mask | None) -> Mask:
+    """Where a recipe lets a frame change; see `PreparedRecipe.region`."""
+    here = masks.field_of_view(unit, recipe.mask.field_of_view)
+    if recipe.mask.keep_text:
+        here = here & ~masks.burned_in_text(unit)
+    return here if padding is None else here & ~padding
+
+
 def _is_full(batch: list[Any]) -> bool:
     return len(batch) >= BATCH_FRAMES or (len(batch) + 1) * batch[0].unit.size > BATCH_PIXELS
 
@@ -185,25 +189,22 @@ def prepare_recipe(
         ModelError: Its weights are missing or altered, lack their guide, or do not run here.
     """
     if recipe.enhancer.method != "network":
-        thresholds = _thresholds(recipe, DEFAULT_THRESHOLDS)
         method = build_conventional(recipe.enhancer.method, recipe.enhancer.parameters)
-        return PreparedRecipe(recipe, method, thresholds, "numpy", "fp32", recipe.enhancer.method)
+        return PreparedRecipe(recipe, method, thresholds_of(recipe), "numpy", "fp32", recipe.enhancer.method)
     from medenhance_dicom.inference import load_enhancer
-    from medenhance_dicom.manifest import load_manifest
 
     manifest = load_manifest()
     key = recipe.enhancer.weights or ""
     entry = manifest.entry(key)
     v_z = guide.v_z if guide else None
     network = load_enhancer(key, manifest=manifest, device=device, engine=engine, precision=precision, v_z=v_z)
-    thresholds = _thresholds(recipe, Thresholds(entry.gate.minimum, entry.gate.warn_below))
     enhancer: Enhancer = network
     if recipe.enhancer.strength != 1:
         enhancer = Strengthened(network, recipe.enhancer.strength)
     return PreparedRecipe(
         recipe,
         enhancer,
-        thresholds,
+        thresholds_of(recipe),
         network.engine,
         network.precision,
         entry.method,
@@ -214,7 +215,44 @@ def prepare_recipe(
     )
 
 
-def _thresholds(recipe: Recipe, default: Thresholds) -> Thresholds:
+def thresholds_of(recipe: Recipe) -> Thresholds:
+    """The gate's limits for what a recipe makes, without loading its network.
+
+    Raises:
+        ModelError: No such weights.
+    """
+    if recipe.enhancer.method == "network":
+        default = weights_thresholds(recipe.enhancer.weights or "")
+    else:
+        default = default_thresholds(recipe.name)
     if recipe.gate.minimum is None:
         return default
-    return Thresholds(recipe.gate.minimum, max(default.warn_below, recipe.gate.minimum))
+    return replace(default, minimum=recipe.gate.minimum, warn_below=max(default.warn_below, recipe.gate.minimum))
+
+
+def weights_thresholds(key: str) -> Thresholds:
+    """The limits that were calibrated for weights, without loading them.
+
+    Raises:
+        ModelError: No such weights, or their calibration is missing or altered.
+    """
+    manifest = load_manifest()
+    return _thresholds(load_limits(key, manifest.entry(key).gate, manifest))
+
+
+def default_thresholds(recipe: str = "") -> Thresholds:
+    """The limits for what has no weights: a recipe's own, else those of all conventional methods.
+
+    Raises:
+        ModelError: Their calibration is missing or altered.
+    """
+    manifest = load_manifest()
+    for key in (recipe, "conventional"):
+        if key in manifest.gate:
+            return _thresholds(load_limits(key, manifest.gate[key], manifest))
+    return DEFAULT_THRESHOLDS
+
+
+def _thresholds(limits: GateLimits) -> Thresholds:
+    checks = {name: Limit(check.warn, check.withhold) for name, check in limits.checks.items()}
+    return Thresholds(limits.minimum, limits.warn_below, checks, limits.name)

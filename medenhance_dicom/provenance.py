@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,10 @@ from medenhance_dicom.uids import device_uid
 MANUFACTURER = "medenhance-dicom"
 MODEL_NAME = "medenhance-dicom"
 CODING_SCHEME = "99MEDENH"
+
+NO_VERDICT = "Structure check not made."
+VERDICT = re.compile(r"\bStructure check (passed with a warning|passed|failed|not possible|not made)\b")
+"""What every Derivation Description says, one way or another."""
 
 _LO, _ST = 64, 1024  # the most characters of a Long String and a Short Text, PS3.5 section 6.2
 
@@ -60,8 +65,8 @@ class Provenance:
     steps: tuple[Step, ...] = ()
     parameters: str = ""
     """Plain text."""
-    lassim: float | None = None
     verdict: str = ""
+    """What the structure check said, in sentences (`verdicts.in_words`); empty: it was not made."""
     engine: str = ""
     precision: str = ""
     synthetic: bool = False
@@ -133,9 +138,7 @@ def derivation_description(provenance: Provenance, *, hounsfield: bool = False) 
     sentences = [f"Enhanced by {MODEL_NAME} {__version__}: recipe {provenance.recipe}, {method}."]
     if provenance.not_quantitative:
         sentences.append(f"{'Not for HU measurement' if hounsfield else 'Not for quantitative measurement'}.")
-    if provenance.lassim is not None:
-        verdict = f" ({provenance.verdict})" if provenance.verdict else ""
-        sentences.append(f"Structure preserved: LaSSIM {provenance.lassim:.3f}{verdict}.")
+    sentences.append(provenance.verdict or NO_VERDICT)
     if provenance.synthetic:
         sentences.append("Contains content that was not acquired.")
     sentences.append("Rows, columns and geometry are the source image's.")

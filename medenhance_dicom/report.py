@@ -15,7 +15,7 @@ from medenhance_dicom.errors import OutputError
 
 Result = Literal["enhanced", "warned", "withheld", "skipped", "failed"]
 
-SCHEMA = "medenhance-dicom/run-report/1"
+SCHEMA = "medenhance-dicom/run-report/2"
 UNREADABLE = "UNREADABLE"
 
 
@@ -36,8 +36,11 @@ class Outcome:
     lassim: float | None = None
     """Of the worst frame."""
     verdict: dict[str, Any] = field(default_factory=dict)
+    """As `verdicts.values_of` gives it, with the change in stored values; empty where nothing was judged."""
     derived: str | None = None
     derived_sop_instance_uid: str | None = None
+    structured_report: str | None = None
+    """Path of the TID 1500 report on the derived instance."""
     seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -7,12 +7,11 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from medenhance_dicom import frames
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, RecipeError, UnreadableInstanceError, UnsupportedInstanceError
-from medenhance_dicom.gate import Mode
 from medenhance_dicom.guides import Guide, choose_guide
 from medenhance_dicom.manifest import Manifest, load_manifest
 from medenhance_dicom.part10 import Limits, find_instances, looks_like_dicom, read_instance
@@ -23,6 +22,10 @@ from medenhance_dicom.sop_classes import policy
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+GateMode = Literal["withhold", "warn", "off", "blend"]
+"""What a failed structure check does. "blend": the source comes back where structure changed, and what fails all the
+same is withheld."""
 
 GUIDE_FACTS = {"Manufacturer", "ManufacturerModelName"}  # decide on a guide, besides Modality
 
@@ -39,10 +42,13 @@ class Settings:
     device: str = "auto"
     engine: str = "auto"
     precision: str = "auto"
-    gate: Mode = "withhold"
+    gate: GateMode = "withhold"
     allow: frozenset[str] = frozenset()
     """Modalities that are off by default and opted in: CT, MG."""
     preview: bool = False
+    """PNGs beside each instance: before and after, and where the structure check objects."""
+    structured_report: bool = False
+    """A TID 1500 report on each derived instance."""
     overwrite: bool = False
     limits: Limits = field(default_factory=Limits)
 

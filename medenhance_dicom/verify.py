@@ -1,5 +1,7 @@
 """Check derived objects of ours: validators pass a DERIVED image that says nothing of its making, so we look ourselves.
 
+Structured reports of ours are checked as well.
+
 Problems come back as sentences that name attributes and never quote values, which may be a patient's.
 """
 
@@ -20,8 +22,17 @@ from medenhance_dicom.attributes import IDENTITY, LOSSY, attributes_of, forbidde
 from medenhance_dicom.derive import derived_instance_uid
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.part10 import find_instances, looks_like_dicom, read_instance
-from medenhance_dicom.provenance import CODES, CODING_SCHEME, PROCESSING, SOURCE_PURPOSE, Step, is_own_equipment
+from medenhance_dicom.provenance import (
+    CODES,
+    CODING_SCHEME,
+    PROCESSING,
+    SOURCE_PURPOSE,
+    VERDICT,
+    Step,
+    is_own_equipment,
+)
 from medenhance_dicom.sop_classes import WRITABLE, image_type
+from medenhance_dicom.structured_report import COMPREHENSIVE_SR, report_uid
 from medenhance_dicom.uids import INSTANCE_CREATOR_UID
 
 _EVERYWHERE = {"NumberOfFrames", "SourceImageSequence", "DerivationDescription", "DerivationCodeSequence"}
@@ -75,15 +86,48 @@ def check_file(path: Path, sources: Mapping[str, Path] | None = None) -> list[st
         InputError: The file, or its source, is no readable DICOM.
     """
     derived = read_instance(path)
+    if derived.get("SOPClassUID") == COMPREHENSIVE_SR:
+        return check_report(derived, sources)
     if derived.get("InstanceCreatorUID") != INSTANCE_CREATOR_UID and not is_own_equipment(derived):
         return None
-    source_path = (sources or {}).get(_source_uid(derived))
+    source_path = (sources or {}).get(source_uid(derived))
     source = read_instance(source_path) if source_path is not None else None
     digest = pixel_digest(path, derived)
     problems = [] if digest else ["Pixel Data is not the last element, or not of the size that the header declares"]
     if sources and source is None:
         problems.append("its source is not among the files given")
     return problems + assert_derived(derived, source, pixel_digest=digest)
+
+
+def check_report(document: Dataset, images: Mapping[str, Path] | None = None) -> list[str] | None:
+    """What is wrong with a structured report of ours.
+
+    Args:
+        document: The report.
+        images: SOP Instance UID -> file of images that it may be about.
+
+    Returns:
+        Problems; None if it is not ours.
+
+    Raises:
+        InputError: An image is no readable DICOM.
+    """
+    if document.get("InstanceCreatorUID") != INSTANCE_CREATOR_UID:
+        return None
+    evidence = [
+        str(item.get("ReferencedSOPInstanceUID"))
+        for study in document.get("CurrentRequestedProcedureEvidenceSequence") or []
+        for series in study.get("ReferencedSeriesSequence") or []
+        for item in series.get("ReferencedSOPSequence") or []
+    ]
+    if len(evidence) != 2 or "ContentSequence" not in document:
+        return ["CurrentRequestedProcedureEvidenceSequence: not the source and the derived image"]
+    problems = set()
+    if document.get("SOPInstanceUID") not in (report_uid(uid, document) for uid in evidence):
+        problems.add("SOPInstanceUID: does not follow from the derived image and the content")
+    for path in [images[uid] for uid in evidence if images and uid in images]:
+        problems |= {f"{keyword}: differs from the image" for keyword in _differing(document, read_instance(path))}
+    return sorted(problems)
 
 
 def pixel_digest(path: Path, derived: Dataset) -> str | None:
@@ -159,7 +203,7 @@ def _provenance(derived: Dataset, pixel_digest: str | None) -> Iterator[str]:
         yield "ContributionDescription: the method is led by a guide, and no guide's digest is there"
     if pixel_digest is not None and digests["pixels"] != pixel_digest:
         yield "PixelData: not the pixels whose digest was recorded"
-    if derived.get("SOPInstanceUID") != derived_instance_uid(_source_uid(derived), digests):
+    if derived.get("SOPInstanceUID") != derived_instance_uid(source_uid(derived), digests):
         yield "SOPInstanceUID: does not follow from source, recipe, weights, guide and pixels"
 
 
@@ -187,6 +231,8 @@ def _one_reference(place: Dataset, own_uid: str) -> Iterator[str]:
     description = place.get("DerivationDescription")
     if not isinstance(description, str) or not 0 < len(description) <= 1024:
         yield "DerivationDescription: missing or longer than 1024 characters"
+    elif not VERDICT.search(description):
+        yield "DerivationDescription: says nothing of the structure check"
     codes = place.get("DerivationCodeSequence") or []
     if not codes:
         yield "DerivationCodeSequence: missing"
@@ -213,9 +259,8 @@ def _against(derived: Dataset, source: Dataset) -> Iterator[str]:
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
         if derived.get(keyword) == source.get(keyword):
             yield f"{keyword}: the source's"
-    for keyword in IDENTITY:
-        if str(derived.get(keyword) or "") != str(source.get(keyword) or ""):
-            yield f"{keyword}: differs from the source"
+    for keyword in _differing(derived, source):
+        yield f"{keyword}: differs from the source"
     for keyword in _SAME_AS_SOURCE:
         if keyword in derived and keyword in source and derived[keyword].value != source[keyword].value:
             yield f"{keyword}: differs from the source"
@@ -228,8 +273,15 @@ def _against(derived: Dataset, source: Dataset) -> Iterator[str]:
     before = len(source.get("ContributingEquipmentSequence") or [])
     if len(derived.get("ContributingEquipmentSequence") or []) != before + 2:
         yield "ContributingEquipmentSequence: not the source's items, its equipment, and ours"
-    if _source_uid(derived) != source.get("SOPInstanceUID"):
+    if source_uid(derived) != source.get("SOPInstanceUID"):
         yield "SourceImageSequence: refers to another instance"
+
+
+def _differing(one: Dataset, other: Dataset) -> Iterator[str]:
+    """Identifying attributes of which two objects have different values."""
+    for keyword in IDENTITY:
+        if str(one.get(keyword) or "") != str(other.get(keyword) or ""):
+            yield keyword
 
 
 def _continues(derived: Dataset, source: Dataset, keyword: str) -> bool:
@@ -258,7 +310,7 @@ def _descriptions(derived: Dataset) -> list[str]:
     return [str(place.get("DerivationDescription") or "") for place in places]
 
 
-def _source_uid(derived: Dataset) -> str:
+def source_uid(derived: Dataset) -> str:
     """SOP Instance UID of the source that the object names first; empty if none."""
     for place in [derived, *_derivations(derived)[:1]]:
         for item in place.get("SourceImageSequence") or []:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from medenhance_dicom import __version__, report
 from medenhance_dicom.cli import app
+from medenhance_dicom.errors import OutputError
 
 SCHEMA = json.loads((Path(report.__file__).parent / "schemas/run_report.schema.json").read_text())
 NO_SOCKETS = """
@@ -71,6 +72,7 @@ def test_version_and_usage():
     assert runner.invoke(app, ["enhance", ".", "--gate", "open"]).exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_real_run_opens_no_socket_and_prints_only_json_on_stdout(samples, tmp_path):
     done = run("enhance", samples / "study" / "op-fundus.dcm", "-o", tmp_path, "--json", code=0)
     value = json.loads(done.stdout)
@@ -80,15 +82,69 @@ def test_a_real_run_opens_no_socket_and_prints_only_json_on_stdout(samples, tmp_
     assert value == json.loads((tmp_path / "run_report.json").read_text())
 
 
+@pytest.mark.slow
+def test_a_run_with_reports_and_its_pairs_judged_and_shown(samples, tmp_path):
+    from pydicom import dcmread
+
+    source, out = samples / "study" / "us-abdomen.dcm", tmp_path / "out"
+    done = run("enhance", source, "-o", out, "--sr", "--preview", "--gate", "blend", "--json", code=0)
+    value = json.loads(done.stdout)
+    jsonschema.validate(value, SCHEMA)
+    outcome = value["outcomes"][0]
+    derived, document = dcmread(outcome["derived"]), dcmread(outcome["structured_report"])
+    assert (document.Modality, document.PatientID) == ("SR", derived.PatientID)
+    assert Path(outcome["structured_report"]).parts[-3:] == (
+        document.StudyInstanceUID, document.SeriesInstanceUID, f"{document.SOPInstanceUID}.dcm"
+    )  # fmt: skip
+    assert "Structure check passed: LaSSIM" in derived.DerivationDescription
+    pictures = sorted(p.name for p in Path(outcome["derived"]).parent.glob("*.png"))
+    assert pictures == [f"{derived.SOPInstanceUID}{end}" for end in (".first-map.png", ".png")]
+    assert "2 derived objects, 0 with problems" in run("verify", out, "--source", samples / "study", code=0).stdout
+
+    judged = json.loads(run("gate", source, out, "--json", code=0).stdout)["pairs"]
+    assert [(pair["result"], pair["derived"]) for pair in judged] == [("enhanced", outcome["derived"])]
+    assert judged[0]["lassim"] == pytest.approx(outcome["lassim"], abs=1e-3)  # of what is stored, rounded to 8 bits
+    done = run("compare", source, out, "--html", tmp_path / "page.html", code=0)
+    assert "1 pairs" in done.stdout
+    assert str(derived.PatientID) not in (tmp_path / "page.html").read_text()
+
+
+def test_what_the_gate_withholds_is_exit_9_and_what_has_no_pair_is_exit_3(tmp_path):
+    import numpy as np
+    from PIL import Image
+    from skimage import data
+
+    Image.fromarray(data.camera()[::4, ::4]).save(tmp_path / "a.png")
+    Image.fromarray(np.ascontiguousarray(data.camera()[::-4, ::4])).save(tmp_path / "b.png")
+    (tmp_path / "empty").mkdir()
+    before, after = str(tmp_path / "a.png"), str(tmp_path / "b.png")
+    runner = CliRunner()
+    done = runner.invoke(app, ["gate", before, after])
+    assert done.exit_code == 9
+    assert done.stdout.startswith("withheld")
+    assert runner.invoke(app, ["gate", before, before]).exit_code == 0
+    assert runner.invoke(app, ["gate", before, str(tmp_path / "empty")]).exit_code == 3
+    assert runner.invoke(app, ["compare", before, after, "--html", str(tmp_path / "page.html")]).exit_code == 9
+    page = str(tmp_path / "a.png" / "page.html")
+    assert isinstance(runner.invoke(app, ["compare", before, after, "--html", page]).exception, OutputError)
+
+
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("broken", 6), ("study/ct", 3), ("broken/not-dicom.dcm", 6), ("nothing-there", 6), ("README.md", 6)],
+    [
+        ("broken/not-dicom.dcm", 6),
+        *(
+            pytest.param(name, code, marks=pytest.mark.slow)
+            for name, code in [("broken", 6), ("study/ct", 3), ("nothing-there", 6), ("README.md", 6)]
+        ),
+    ],
 )
 def test_bad_input_has_its_exit_code(samples, tmp_path, name, code):
     done = run("enhance", samples / name, "-o", tmp_path, code=code)
     assert "Phantom" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_exit_7(samples, tmp_path):
     (tmp_path / "file").write_text("")
     run("enhance", samples / "study" / "us-abdomen.dcm", "-o", tmp_path / "file", code=7)

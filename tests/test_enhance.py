@@ -16,10 +16,11 @@ import pytest
 import SimpleITK
 from pydicom import Dataset, dcmread
 
+from medenhance_dicom.derive import derived_instance_uid
 from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.errors import UnreadableInstanceError
 from medenhance_dicom.selection import Settings, _require_uid, plan
-from medenhance_dicom.verify import verify_files
+from medenhance_dicom.verify import recorded_digests, verify_files
 
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 DCIODVFY = Path(sys.executable).parent / "dciodvfy"
@@ -35,7 +36,7 @@ def enhance(paths, output, **options):
 def run(tmp_path_factory):
     samples = Path(__file__).resolve().parent.parent / "sample_data"
     output = tmp_path_factory.mktemp("run")
-    return samples, output, enhance([samples / "study"], output, preview=True)
+    return samples, output, enhance([samples / "study"], output, preview=True, structured_report=True)
 
 
 def test_every_sample_is_enhanced_but_ct(run):
@@ -51,7 +52,7 @@ def test_every_sample_is_enhanced_but_ct(run):
 
 def test_derived_objects_are_sound_and_readable_by_others(run):
     samples, output, outcomes = run
-    assert [r["problems"] for r in verify_files(output, samples)] == [[]] * 5
+    assert [r["problems"] for r in verify_files(output, samples)] == [[]] * 10  # an image and a report each
     for o in outcomes:
         if not o.derived:
             continue
@@ -63,6 +64,33 @@ def test_derived_objects_are_sound_and_readable_by_others(run):
         assert not np.array_equal(derived.pixel_array, source.pixel_array)
         assert SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(o.derived)).size >= derived.Rows * derived.Columns
         assert Path(o.derived).with_suffix(".png").is_file()
+        assert Path(o.derived).with_suffix(".first-map.png").is_file()
+
+
+def test_the_verdict_stands_in_object_and_report_and_is_not_part_of_the_uid(run):
+    for o in run[2]:
+        if o.derived:
+            derived, document = dcmread(o.derived), dcmread(o.structured_report)
+            said = [
+                derived,
+                *(g.DerivationImageSequence[0] for g in derived.get("PerFrameFunctionalGroupsSequence", [])),
+            ]
+            assert any(f"LaSSIM {o.lassim:.3f}" in str(place.get("DerivationDescription")) for place in said)
+            referred = document.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+            uids = {i.ReferencedSOPInstanceUID for series in referred for i in series.ReferencedSOPSequence}
+            assert uids == {derived.SOPInstanceUID, dcmread(o.source).SOPInstanceUID}
+            assert o.verdict["frames"] == int(derived.get("NumberOfFrames", 1))
+            assert derived.SOPInstanceUID == derived_instance_uid(
+                dcmread(o.source).SOPInstanceUID, recorded_digests(derived)
+            )
+
+
+def test_blending_where_nothing_objects_changes_no_byte(samples, tmp_path):
+    source = samples / "study" / "us-abdomen.dcm"
+    plain, blended = (enhance([source], tmp_path / mode, gate=mode)[0] for mode in ("withhold", "blend"))
+    assert plain.derived_sop_instance_uid == blended.derived_sop_instance_uid
+    assert (blended.result, blended.verdict["mode"], blended.verdict["blended"]) == ("enhanced", "blend", None)
+    assert Path(plain.derived).read_bytes() == Path(blended.derived).read_bytes()
 
 
 def _errors(path):

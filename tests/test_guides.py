@@ -695,6 +695,7 @@ def test_adding_says_what_is_missing(models, tmp_path, fundus, monkeypatch, caps
     assert run(monkeypatch, *words, fundus, "--output", tmp_path / "here") == 7
 
 
+@pytest.mark.slow
 def test_guides_need_no_torch_but_to_encode(models, tmp_path):
     save_guide(guide(), tmp_path / "guides")
     for words in (["guides", "--help"], ["guides", "add", "--help"], ["guides", "list"], ["guides", "show", "a"]):

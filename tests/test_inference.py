@@ -182,7 +182,9 @@ def test_denormals_are_flushed():
 RANDOM_TANH = {"fp32": Parity(2e-3, 2e-4), "bf16": Parity(0.2, 0.01)}
 
 
-@pytest.mark.parametrize("head", ["tanh", "gain", "normalised_gain"])
+@pytest.mark.parametrize(
+    "head", ["tanh", *(pytest.param(h, marks=pytest.mark.slow) for h in ("gain", "normalised_gain"))]
+)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
     ("engine", "precision"),

@@ -95,10 +95,8 @@ def _recipe_of(drawn, method, **more):
     return load_training_recipe(drawn / "tiny.toml", {"method": method, **METHOD.get(method, {}), **more})
 
 
-@pytest.mark.parametrize(
-    "method",
-    [pytest.param(m, marks=[] if m == "stillgan" else pytest.mark.slow) for m in ("stillgan", *METHOD)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["stillgan", *METHOD])
 def test_each_method_goes_on_exactly_where_it_stopped(drawn, method):
     recipe = _recipe_of(drawn, method)
     seen = {"whole": [], "broken": []}

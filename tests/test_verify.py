@@ -111,6 +111,7 @@ OURS = ("ContributingEquipmentSequence", -1)
         (setting("CodeMeaning", "Wrong", SOURCE, ("PurposeOfReferenceCodeSequence", 0)), "SourceImageSequence"),
         (without("DerivationDescription"), "DerivationDescription"),
         (setting("DerivationDescription", "x" * 1025), "DerivationDescription"),
+        (setting("DerivationDescription", "Enhanced."), "DerivationDescription"),
         (without("DerivationCodeSequence"), "DerivationCodeSequence"),
         (setting("CodeMeaning", "Sparkle", ("DerivationCodeSequence", 0)), "DerivationCodeSequence"),
         (setting("CodeValue", "SPARKLE", ("DerivationCodeSequence", 0)), "DerivationCodeSequence"),

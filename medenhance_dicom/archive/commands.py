@@ -68,7 +68,7 @@ def archive_plan(
     allow: Annotated[
         list[str] | None, typer.Option("--allow", help="Opt in to what is off by default: CT, MG.", metavar="MODALITY")
     ] = None,
-    gate: Annotated[str | None, typer.Option(help="withhold, warn or off.")] = None,
+    gate: Annotated[str | None, typer.Option(help="withhold, warn, off or blend.")] = None,
     device: Annotated[str | None, typer.Option("-d", "--device", help="Of the enhancement.")] = None,
     sample: Annotated[
         str | None, typer.Option(help="Enhance this share, such as 0.1%, and forecast the rest.", metavar="SHARE")

@@ -1,9 +1,10 @@
 """Is the structure still there? Frames before and after are examined one by one, and an instance gets one verdict."""
 
-from medenhance_dicom.gate.checks import FrameScores, Region, examine
+from medenhance_dicom.gate.checks import CHECKS, FrameScores, Region, examine, structure_map
 from medenhance_dicom.gate.verdict import LEVEL, Limit, Mode, Outcome, Thresholds, Verdict, judge, verdict_of
 
 __all__ = [
+    "CHECKS",
     "LEVEL",
     "FrameScores",
     "Limit",
@@ -14,5 +15,6 @@ __all__ = [
     "Verdict",
     "examine",
     "judge",
+    "structure_map",
     "verdict_of",
 ]

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FrameScores", "Region", "examine"]
+__all__ = ["CHECKS", "FrameScores", "Region", "examine", "structure_map"]
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Unit = NDArray[np.floating[Any]]
+
+CHECKS = ("local", "displacement", "inversion", "blur")
+SMALLEST = 32
+"""Rows and columns from which on the checks say something."""
+PROMINENT = 0.5  # a region is what hangs together with the worst place at this share of its value
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class FrameScores:
     lassim: float | None
     """NaN for non-finite values, None for a frame below 7 x 7."""
     checks: dict[str, float] = field(default_factory=dict)
-    """Check -> its statistic; the larger, the worse. Empty where `lassim` is no number."""
+    """Check -> its statistic; the larger, the worse. Empty where `lassim` is no number, and below 32 x 32 pixels."""
     regions: dict[str, Region] = field(default_factory=dict)
     """Check -> where its statistic is worst."""
 
@@ -44,7 +52,12 @@ class FrameScores:
 
 
 def examine(before: Unit, after: Unit, *, level: int = 3, inside: NDArray[np.bool_] | None = None) -> FrameScores:
-    """Measure one frame, in double precision.
+    """Measure one frame: LaSSIM in double precision, and the checks at 384 pixels of the longer side or fewer.
+
+    local: structure that one of the two pictures shows and the other cannot explain, see `local.local_map`.
+    displacement: largest local shift in pixels at working size, see `alignment.shift_map`.
+    inversion: 1 - the lowest local correlation, in [0, 2]; above 1 local contrast has changed its sign.
+    blur: how much less of the fine detail than of the coarse is left along strong edges; 1: nothing lost.
 
     Args:
         before: (H, W, C) in [0, 1], C = 1 or 3 (RGB).
@@ -59,12 +72,88 @@ def examine(before: Unit, after: Unit, *, level: int = 3, inside: NDArray[np.boo
 
     from medenhance_dicom.lassim import WINDOW, lassim
 
-    if before.shape != after.shape or before.ndim != 3 or before.shape[2] not in (1, 3):
-        raise ValueError(f"two (H, W, 1 or 3) of one shape wanted, not {before.shape} and {after.shape}")
+    _require_pair(before, after)
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         return FrameScores(math.nan)
-    if min(before.shape[:2]) < WINDOW:
+    height, width = before.shape[:2]
+    if min(height, width) < WINDOW:
         return FrameScores(None)
     with torch.inference_mode():
         a, b = (torch.from_numpy(x.astype(np.float64)).permute(2, 0, 1)[None] for x in (before, after))
-        return FrameScores(lassim(a, b, level).item())
+        score = lassim(a, b, level).item()
+        if min(height, width) < SMALLEST:
+            return FrameScores(score)
+        if np.array_equal(before, after):
+            return FrameScores(score, {"local": 0.0, "displacement": 0.0, "inversion": 0.0, "blur": 1.0})
+        maps, sharpness = _measured(before, after, inside)
+        checks = {name: float(values.max()) for name, values in maps.items()} | {"blur": sharpness}
+        regions = {n: _worst_region(m, (height, width)) for n, m in maps.items() if checks[n] > 0}
+        return FrameScores(score, checks, regions)
+
+
+def structure_map(before: Unit, after: Unit, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    """Where the check `local` objects, and how much: divided by its limit, it objects from 1 up.
+
+    Args:
+        before: (H, W, C) in [0, 1], C = 1 or 3 (RGB), finite.
+        after: The same shape.
+        inside: (H, W), where the enhancer may have changed something; None: everywhere.
+
+    Returns:
+        (H, W), 0 and up; its largest value is that of the check. 0 everywhere below 32 x 32 pixels.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    import torch
+    from torch.nn import functional
+
+    _require_pair(before, after)
+    size = before.shape[:2]
+    if min(size) < SMALLEST or np.array_equal(before, after):
+        return np.zeros(size, np.float32)
+    with torch.inference_mode():
+        found = _measured(before, after, inside)[0]["local"]
+        full = functional.interpolate(found[None, None], size=size, mode="nearest")[0, 0]
+        return full.numpy().astype(np.float32)
+
+
+def _measured(before: Unit, after: Unit, inside: NDArray[np.bool_] | None) -> tuple[dict[str, Tensor], float]:
+    """The maps of the checks, (h, w) of any size each, and the blur of the frame."""
+    from medenhance_dicom.gate.alignment import correlation_map, shift_map
+    from medenhance_dicom.gate.blur import lost_sharpness
+    from medenhance_dicom.gate.explained import unexplained
+    from medenhance_dicom.gate.local import local_map
+    from medenhance_dicom.gate.working import prepare
+
+    pair = prepare(before, after, inside)
+    invented = unexplained(pair.before, pair.after, pair.inside)
+    erased = unexplained(pair.after, pair.before, pair.inside)
+    maps = {
+        "local": local_map(pair, invented, erased),
+        "displacement": shift_map(pair, invented[0]),
+        "inversion": correlation_map(pair),
+    }
+    return maps, lost_sharpness(pair)
+
+
+def _worst_region(found: Tensor, shape: tuple[int, int]) -> Region:
+    """The box of the worst place of a map, in pixels of a frame of (H, W) `shape`."""
+    from scipy.ndimage import find_objects, label
+
+    values = found.numpy()
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    parts, _ = label(values >= PROMINENT * values[row, column])
+    rows, columns = find_objects(parts)[parts[row, column] - 1]
+    down, across = (size / cells for size, cells in zip(shape, values.shape, strict=True))
+    return Region(
+        int(rows.start * down),
+        int(columns.start * across),
+        math.ceil(rows.stop * down),
+        math.ceil(columns.stop * across),
+    )
+
+
+def _require_pair(before: Unit, after: Unit) -> None:
+    if before.shape != after.shape or before.ndim != 3 or before.shape[2] not in (1, 3):
+        raise ValueError(f"two (H, W, 1 or 3) of one shape wanted, not {before.shape} and {after.shape}")

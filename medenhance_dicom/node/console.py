@@ -1,10 +1,11 @@
-"""What the node's commands share: options, and output. The result goes to stdout, what is told on the way to stderr."""
+"""What commands share: options, and output. The result goes to stdout, what is told on the way to stderr."""
 
 from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,6 +38,23 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
         found.add_row(*("" if value is None else str(value) for value in row))
     width = None if sys.stdout.isatty() else 200
     Console(highlight=False, markup=False, width=width).print(found)
+
+
+@contextmanager
+def progress_bar(description: str, *, quiet: bool) -> Iterator[Any]:
+    """A progress bar on stderr after two seconds, on a terminal only; yields advance(done, total, text)."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total, text="": None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total, text="": bar.update(
+            task, completed=done, total=total, description=f"{description} {text}".strip()
+        )
 
 
 def note(words: str) -> None:

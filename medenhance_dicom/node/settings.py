@@ -121,7 +121,7 @@ class Enhancing(_Table):
     device: str = "auto"
     engine: Literal["auto", "torch", "openvino"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    gate: Literal["withhold", "warn", "off"] = "withhold"
+    gate: Literal["withhold", "warn", "off", "blend"] = "withhold"
     allow: tuple[str, ...] = ()
     """Modalities that are off by default: CT, MG."""
 

@@ -1,0 +1,215 @@
+"""A calibration: limits from one half of the patients, and what they do on the other half."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medenhance_dicom.archive.forecast import wilson
+from medenhance_dicom.calibration.limits import auroc, conformal_quantile, fit_limits
+from medenhance_dicom.calibration.measuring import HONEST, Honest, Measured, measure
+from medenhance_dicom.calibration.pictures import digest_of, find_pictures, split
+from medenhance_dicom.errors import InputError
+from medenhance_dicom.gate import Thresholds
+from medenhance_dicom.gate.alterations import LESION_CONTRAST, SIZES, TEXTURE_CONTRAST, VESSEL_CONTRAST
+from medenhance_dicom.verdicts import excess_of
+
+__all__ = ["MUST", "Calibrated", "calibrate", "tested", "write"]
+
+VERSION = 1
+LEAST = {"invented lesion": 4, "erased lesion": 4, "erased vessel": 20, "added vessel": 20, "warp": 2}
+"""Sizes from which on an alteration counts for the statement; smaller ones are only reported."""
+DRAWS = {"invented lesion": 3, "erased lesion": 3, "erased vessel": 3, "warp": 3, "inversion": 2}
+"""Sizes of a kind that each picture is tested at; 1 of the others."""
+MUST = ("invented lesion", "erased lesion", "erased vessel", "warp", "inversion")
+CONTRASTS = (0.10, 0.15, 0.20, 0.25, 0.30001)
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Limits and what they come from."""
+
+    limits: Thresholds
+    document: dict[str, Any]
+    """JSON-able, what `write` writes."""
+
+
+def calibrate(
+    key: str,
+    honest: Honest,
+    folders: Sequence[Path],
+    *,
+    alpha: float = 0.05,
+    limit: int = 70,
+    seed: int = 0,
+    count: int = 3,
+    level: int = 3,
+) -> Calibrated:
+    """Limits for one enhancer or a family of them, and their test on other patients.
+
+    Args:
+        key: Whose limits; for the document.
+        honest: Makes honest pairs.
+        folders: Pictures, see `pictures.find_pictures`.
+        alpha: Share of honest results that may be withheld; twice that may be withheld or warned of.
+        limit: Pictures on either side of the split.
+        seed: Decides on everything that is drawn.
+        count: Honest pairs of each picture.
+        level: LaSSIM's.
+
+    Raises:
+        InputError: No pictures, one patient only, or too few for this alpha.
+    """
+    rng = np.random.default_rng(seed)
+    samples = find_pictures(folders)
+    first, second = split(samples, limit, rng)
+    fitted = list(measure(first, honest, rng, count=count, level=level))
+    units, scores = ([m.scores for m in fitted[i::2]] for i in (0, 1))
+    try:
+        limits = fit_limits(units, scores, alpha, warn_alpha=min(2 * alpha, 0.5))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    lassim_alone = 1 - conformal_quantile([_lassim_loss(m) for m in fitted], alpha)
+    rows = list(measure(second, honest, rng, count=count, alterations=SIZES, draws=DRAWS, level=level))
+    document = {
+        "version": VERSION,
+        "key": key,
+        "alpha": alpha,
+        "level": level,
+        "seed": seed,
+        "minimum": limits.minimum,
+        "warn_below": limits.warn_below,
+        "checks": {name: asdict(found) for name, found in limits.checks.items()},
+        "calibrated_on": {
+            "data": [asdict(folder) for folder in digest_of(first, folders)],
+            "pictures": len(first),
+            "groups": len({s.group for s in first}),
+            "honest_pairs": len(fitted),
+        },
+        "tested_on": {
+            "data": [asdict(folder) for folder in digest_of(second, folders)],
+            "pictures": len(second),
+            "groups": len({s.group for s in second}),
+            "honest_pairs": sum(m.kind == HONEST for m in rows),
+        },
+        "alterations": {
+            "lesion_contrast": LESION_CONTRAST,
+            "vessel_contrast_at_least": VESSEL_CONTRAST,
+            "texture_contrast": TEXTURE_CONTRAST,
+            "sizes_in_pixels_at_384": {kind: list(sizes) for kind, sizes in SIZES.items()},
+        },
+        "results": tested(rows, limits, lassim_alone),
+    }
+    document["statement"] = _statement(document)
+    return Calibrated(limits, document)
+
+
+def write(calibrated: Calibrated, path: Path) -> None:
+    """As JSON, with a line break at the end."""
+    path.write_text(json.dumps(calibrated.document, indent=1) + "\n", encoding="utf-8")
+
+
+def tested(rows: Sequence[Measured], limits: Thresholds, lassim_minimum: float) -> dict[str, Any]:
+    """What limits do to pairs they were not made from; shares with their 95 % intervals (Wilson, 1927).
+
+    Args:
+        rows: Honest and altered pairs.
+        limits: The verdict's.
+        lassim_minimum: LaSSIM alone withholds below this.
+    """
+    honest = [m for m in rows if m.kind == HONEST]
+    altered = [m for m in rows if m.kind != HONEST]
+    scores = [_excess(m, limits) for m in honest]
+    losses = [_lassim_loss(m) for m in honest]
+    by_kind: dict[str, list[Measured]] = defaultdict(list)
+    for row in altered:
+        by_kind[row.kind].append(row)
+
+    def missed(rows: Sequence[Measured]) -> dict[str, Any]:
+        return _share([_excess(m, limits) <= 1 for m in rows])
+
+    def missed_by_lassim(rows: Sequence[Measured]) -> dict[str, Any]:
+        return _share([_lassim_loss(m) <= 1 - lassim_minimum for m in rows])
+
+    kinds = {}
+    for kind, found in by_kind.items():
+        counted = [m for m in found if m.size >= LEAST.get(kind, 0)]
+        kinds[kind] = {
+            "size_at_least": LEAST.get(kind, 0),
+            "missed": missed(counted),
+            "auroc": _area(scores, [_excess(m, limits) for m in counted]),
+            "lassim_alone": {
+                "missed": missed_by_lassim(counted),
+                "auroc": _area(losses, [_lassim_loss(m) for m in counted]),
+            },
+            "by_size": {f"{size:g}": missed([m for m in found if m.size == size]) for size in SIZES[kind]},
+        }
+        if "lesion" in kind:
+            kinds[kind]["by_contrast"] = {
+                f"{low:.2f}-{high:.2f}": missed([m for m in counted if low <= m.contrast / 0.95 < high])
+                for low, high in pairwise(CONTRASTS)
+            }
+    return {
+        "falsely_withheld": _share([s > 1 for s in scores]),
+        "falsely_withheld_by_method": _by(honest, lambda m: m.method, lambda m: _excess(m, limits) > 1),
+        "falsely_withheld_by_lassim_alone": _share([loss > 1 - lassim_minimum for loss in losses]),
+        "lassim_alone_minimum": lassim_minimum,
+        "kinds": kinds,
+    }
+
+
+def _by(
+    rows: Sequence[Measured], key: Callable[[Measured], str], is_hit: Callable[[Measured], bool]
+) -> dict[str, dict[str, Any]]:
+    return {name: _share([is_hit(m) for m in rows if key(m) == name]) for name in sorted({key(m) for m in rows})}
+
+
+def _share(hits: Sequence[bool]) -> dict[str, Any]:
+    share, *interval = (round(x or 0.0, 4) for x in wilson(sum(hits), len(hits)))
+    return {"share": share if hits else None, "n": len(hits), "interval": interval}
+
+
+def _area(honest: Sequence[float], altered: Sequence[float]) -> float | None:
+    return round(auroc(honest, altered), 4) if honest and altered else None
+
+
+def _excess(row: Measured, limits: Thresholds) -> float:
+    return excess_of(row.scores, limits)[0]
+
+
+def _lassim_loss(row: Measured) -> float:
+    return 1 - row.scores.lassim if row.scores.lassim is not None else float("inf")
+
+
+def _statement(document: Mapping[str, Any]) -> str:
+    """What may be said, and whether the data can carry it."""
+    alpha, results, on = document["alpha"], document["results"], document["tested_on"]
+    sizes = {"warp": "by {:g} pixels or more"}
+    held: list[str] = []
+    open_: list[str] = []
+    for kind in MUST:
+        found = results["kinds"].get(kind)
+        if found is None or not found["missed"]["n"]:
+            open_.append(f"{kind}: not tested")
+            continue
+        least = found["size_at_least"]
+        size = sizes.get(kind, "of {:g} pixels or more").format(least) if least else ""
+        missed = found["missed"]
+        high = missed["interval"][1]
+        words = f"{f'{kind} {size}'.strip()}: {missed['share']:.1%} of {missed['n']} released, at most {high:.1%}"
+        (held if high <= alpha else open_).append(words)
+    where = ", ".join(folder["name"] for folder in on["data"])
+    text = (
+        f"On {on['pictures']} pictures of {on['groups']} patients or sequences not used for the limits ({where}), "
+        f"sizes at 384 pixels, with 95 % confidence. At most {alpha:.0%} of altered pictures are released: "
+        f"{'; '.join(held) or 'of no kind'}."
+    )
+    return text + (f" This data cannot say so of {'; '.join(open_)}." if open_ else "")

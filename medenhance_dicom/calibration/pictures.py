@@ -1,0 +1,119 @@
+"""Pictures to calibrate on and to test on, split by the patient or sequence that their names tell."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medenhance_dicom.errors import InputError
+from medenhance_dicom.guides import PICTURE_SUFFIXES
+
+__all__ = ["Folder", "Sample", "digest_of", "find_pictures", "group_of", "split"]
+
+_Side = defaultdict[str, list[list["Sample"]]]
+"""Folder -> its groups."""
+NOT_PICTURES = {"masks", "vessels"}
+FAMILIES = (re.compile(r"(seq\d+)_\d+"), re.compile(r"(sh)_\d+"), re.compile(r"(Image_\d+)[LR]"))
+"""Frames of one sequence, frames of one eye, both eyes of one child."""
+CVC = (1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298, 318, 343, 364, 384, 409, 429, 448, 467,
+       479, 504, 529, 547, 572, 592)  # fmt: skip
+"""First frame of each of CVC-ClinicDB's 29 sequences, as its README lists them."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture and whom it belongs to."""
+
+    path: Path
+    group: str
+    """Never in two splits."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where pictures came from, as a calibration records it."""
+
+    name: str
+    pictures: int
+    sha256: str
+    """Over the names and contents of the pictures that were used."""
+
+
+def find_pictures(folders: Sequence[Path]) -> list[Sample]:
+    """All pictures below the folders, sorted; folders of masks are passed over.
+
+    Raises:
+        InputError: A folder is missing or holds no picture.
+    """
+    samples = []
+    for folder in folders:
+        found = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() in PICTURE_SUFFIXES]
+        found = [p for p in found if not NOT_PICTURES & set(p.relative_to(folder).parts[:-1])]
+        if not found:
+            raise InputError(f"{folder}: no pictures")
+        samples += [Sample(path, f"{folder.resolve()}:{group_of(path)}") for path in found]
+    return samples
+
+
+def group_of(path: Path) -> str:
+    """The patient or sequence that a file name tells, else the name itself.
+
+    >>> [group_of(Path(name)) for name in ("seq3_017.png", "Image_02L.jpg", "csdi_003.jpg", "cvc_clinicdb_256/60.jpg")]
+    ['seq3', 'Image_02', 'csdi_003', 'cvc 3']
+    """
+    for family in FAMILIES:
+        if match := family.fullmatch(path.stem):
+            return match[1]
+    if path.stem.isdigit() and any(part.startswith("cvc") for part in path.parts):
+        return f"cvc {int(np.searchsorted(CVC, int(path.stem), 'right'))}"
+    return path.stem
+
+
+def split(samples: Sequence[Sample], limit: int, rng: np.random.Generator) -> tuple[list[Sample], list[Sample]]:
+    """To calibrate on and to test on, `limit` pictures at most each; no group is in both.
+
+    Of each folder the groups are dealt out at random, always to the side with fewer pictures, so that a folder of two
+    sequences has one on either side. Then pictures are taken in turn from all folders, and in each from all groups.
+
+    Raises:
+        InputError: Fewer than two groups: nothing could be tested on others.
+    """
+    groups: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[sample.group].append(sample)
+    if len(groups) < 2:
+        raise InputError("all pictures belong to one patient or sequence: nothing is left to test on")
+    sides: tuple[_Side, _Side] = (defaultdict(list), defaultdict(list))
+    for name in rng.permutation(sorted(groups)):
+        folder = name.rsplit(":", 1)[0]
+        fewer = min(sides, key=lambda side: (_count(side[folder]), sum(map(_count, side.values()))))
+        fewer[folder].append([groups[name][i] for i in rng.permutation(len(groups[name]))])
+    first, second = (_in_turn([_in_turn(found) for found in side.values()])[:limit] for side in sides)
+    return first, second
+
+
+def digest_of(samples: Sequence[Sample], folders: Sequence[Path]) -> list[Folder]:
+    """What was used of each folder."""
+    result = []
+    for folder in folders:
+        used = sorted(s.path for s in samples if s.path.is_relative_to(folder))
+        digest = hashlib.sha256()
+        for path in used:
+            digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        result.append(Folder("/".join(folder.resolve().parts[-2:]), len(used), digest.hexdigest()))
+    return result
+
+
+def _in_turn(lists: list[list[Sample]]) -> list[Sample]:
+    depth = max(map(len, lists), default=0)
+    return [samples[i] for i in range(depth) for samples in lists if i < len(samples)]
+
+
+def _count(lists: list[list[Sample]]) -> int:
+    return sum(map(len, lists))

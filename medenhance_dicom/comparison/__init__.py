@@ -1,0 +1,1 @@
+"""Before beside after: pairs of files found, judged again, and shown."""

@@ -1,0 +1,210 @@
+"""What a verdict says outside of the gate: as values for reports, and in words for the derived object."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from medenhance_dicom.gate import FrameScores, Thresholds, Verdict
+
+__all__ = ["MOST_OBJECTIONS", "Blending", "excess_of", "in_words", "settled", "unit_of", "values_of"]
+
+MOST_OBJECTIONS = 64
+"""Objections that a report lists; beyond these they are counted."""
+
+LASSIM = "lassim"
+_UNITS = {"displacement": "px"}
+
+
+@dataclass(frozen=True)
+class Blending:
+    """How much of an instance the source's pixels took back."""
+
+    share: float
+    """Mean weight of the source over all frames, in [0, 1]."""
+    frames: int
+    """Frames with any of it."""
+    largest_share: float
+    """Of one frame."""
+
+
+def unit_of(check: str) -> str:
+    """`px` (pixels of the frame brought to 384 on its longer side) for a displacement; empty for a ratio."""
+    return _UNITS.get(check, "")
+
+
+def excess_of(frame: FrameScores, thresholds: Thresholds) -> tuple[float, str]:
+    """How near a frame is to being withheld, and the check that says so.
+
+    Args:
+        frame: What was measured.
+        thresholds: The limits.
+
+    Returns:
+        The largest statistic in multiples of its limit (above 1: withheld), of the checks that have a limit and of
+        1 - LaSSIM against 1 - minimum. Infinite for non-finite values; (0, "") for a frame that could not be judged.
+    """
+    if frame.lassim is None:
+        return 0.0, ""
+    found = {LASSIM: _multiple(1 - frame.lassim, 1 - thresholds.minimum)}
+    for name, limit in thresholds.checks.items():
+        if name in frame.checks:
+            found[name] = _multiple(frame.checks[name], limit.withhold)
+    name = max(found, key=lambda key: found[key])
+    return found[name], name
+
+
+def _multiple(value: float, limit: float) -> float:
+    if math.isnan(value):
+        return math.inf
+    if limit <= 0:
+        return math.inf if value > limit else 0.0
+    return max(value, 0.0) / limit
+
+
+def settled(verdict: Verdict, blending: Blending | None) -> Verdict:
+    """The verdict on an instance into which the source's pixels were blended: at best `warned`, reason BLENDED."""
+    if blending is None or verdict.outcome == "withheld":
+        return verdict
+    frames = f" in {_counted(blending.frames)}" if verdict.details["frames"] > 1 else ""
+    reason = f"BLENDED: the source's pixels came back in {_percent(blending.share)} of the picture{frames}"
+    return Verdict(
+        verdict.lassim, verdict.passed, "warned", "; ".join(filter(None, (reason, verdict.reason))), verdict.details
+    )
+
+
+def values_of(
+    verdict: Verdict,
+    frames: Sequence[FrameScores],
+    thresholds: Thresholds,
+    *,
+    mode: str,
+    blending: Blending | None = None,
+) -> dict[str, Any]:
+    """A verdict as JSON-able values; `schemas/run_report.schema.json` says what each means.
+
+    Args:
+        verdict: On the instance.
+        frames: What was measured of its frames, as released.
+        thresholds: The limits.
+        mode: What the run was asked to do: withhold, warn, off or blend.
+        blending: What came back from the source; None: nothing.
+    """
+    details, worst = verdict.details, _worst(frames, thresholds)
+    objections = sorted(_objections(frames, thresholds), key=lambda item: (-item[0], item[1]["frame"]))
+    return {
+        "passed": verdict.passed,
+        "mode": mode,
+        "level": details["level"],
+        "frames": len(frames),
+        "worst_frame": details["worst_frame"],
+        "mean": _number(details["mean"]),
+        "minimum": thresholds.minimum,
+        "warn_below": thresholds.warn_below,
+        "calibration": thresholds.calibration or None,
+        "worst": worst,
+        "checks": {
+            name: {
+                "value": _number(found["value"]),
+                "frame": found["frame"],
+                "where": found.get("where"),
+                "region": found.get("region"),
+                "warn": found.get("warn"),
+                "withhold": found.get("withhold"),
+            }
+            for name, found in details["checks"].items()
+        },
+        "objections": [value for _, value in objections[:MOST_OBJECTIONS]],
+        "objections_total": len(objections),
+        "blended": asdict(blending) if blending else None,
+    }
+
+
+def _worst(frames: Sequence[FrameScores], thresholds: Thresholds) -> dict[str, Any] | None:
+    """The check that came nearest to its limit, in any frame."""
+    found = [(*excess_of(frame, thresholds), number) for number, frame in enumerate(frames)]
+    excess, name, number = max(found, key=lambda item: (item[0], -item[2]))
+    return {"check": name, "frame": number, "excess": _number(excess)} if name else None
+
+
+def _objections(frames: Sequence[FrameScores], thresholds: Thresholds) -> list[tuple[float, dict[str, Any]]]:
+    """Every check of every frame that is beyond its limit, with how far beyond the limit for withholding."""
+    found = []
+    for number, frame in enumerate(frames):
+        if frame.lassim is not None and not frame.lassim >= thresholds.warn_below:
+            severity = "warn" if frame.lassim >= thresholds.minimum else "withhold"
+            limit = thresholds.warn_below if severity == "warn" else thresholds.minimum
+            value = _objection(number, LASSIM, frame.lassim, limit, severity, frame)
+            found.append((_multiple(1 - frame.lassim, 1 - thresholds.minimum), value))
+        for name, limits in thresholds.checks.items():
+            if name in frame.checks and frame.checks[name] > limits.warn:
+                severity = "withhold" if frame.checks[name] > limits.withhold else "warn"
+                limit = limits.withhold if severity == "withhold" else limits.warn
+                value = _objection(number, name, frame.checks[name], limit, severity, frame)
+                found.append((_multiple(frame.checks[name], limits.withhold), value))
+    return found
+
+
+def _objection(
+    number: int, check: str, value: float, limit: float, severity: str, frame: FrameScores
+) -> dict[str, Any]:
+    region = frame.regions.get(check)
+    return {
+        "frame": number,
+        "check": check,
+        "value": _number(value),
+        "limit": limit,
+        "severity": severity,
+        "where": str(region) if region else None,
+        "region": asdict(region) if region else None,
+    }
+
+
+def in_words(verdict: Verdict, values: dict[str, Any]) -> str:
+    """A verdict as the sentences of a Derivation Description (0008,2111).
+
+    Args:
+        verdict: On the instance.
+        values: As `values_of` gives them.
+    """
+    lassim = "" if verdict.lassim is None else f": LaSSIM {verdict.lassim:.3f} of at least {values['minimum']:.3g}"
+    if verdict.lassim is None:
+        sentences = ["Structure check not possible" + (", frames below 7 x 7 pixels." if not verdict.passed else ".")]
+    elif not verdict.passed:
+        sentences = [f"Structure check failed and was overruled ({values['mode']}){lassim}{_worst_in_words(values)}."]
+    else:
+        warning = " with a warning" if values["objections_total"] else ""
+        sentences = [f"Structure check passed{warning}{lassim}{_worst_in_words(values)}."]
+    if blended := values["blended"]:
+        share = _percent(blended["share"])
+        sentences.append(f"Blended: the source's pixels came back in {share} of the picture, where structure changed.")
+    limits = f"calibration {values['calibration']}" if values["calibration"] else "not calibrated"
+    return " ".join([*sentences, f"Limits: {limits}."])
+
+
+def _worst_in_words(values: dict[str, Any]) -> str:
+    worst = values["worst"]
+    if not worst or all(found["withhold"] is None for found in values["checks"].values()):
+        return ""
+    if worst["check"] == LASSIM:
+        return ", the worst check"
+    found = values["checks"][worst["check"]]
+    unit = f" {unit}" if (unit := unit_of(worst["check"])) else ""
+    where = f" at {found['where']}" if found["where"] else ""
+    frame = f" in frame {found['frame'] + 1}" if values["frames"] > 1 else ""
+    return f"; worst check {worst['check']} {found['value']:.3g}{unit} of at most {found['withhold']:.3g}{where}{frame}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share >= 0.001 or share == 0 else "less than 0.1 %"
+
+
+def _counted(frames: int) -> str:
+    return "1 frame" if frames == 1 else f"{frames} frames"
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no infinity and no NaN."""
+    return float(value) if value is not None and math.isfinite(value) else None
