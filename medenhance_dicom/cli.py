@@ -82,6 +82,9 @@ def _exit_code_of(error: MedenhanceError) -> int:
 
 def main() -> None:
     """Run the command line; our own errors become one line on stderr and their exit code."""
+    if "train" not in sys.argv[1:2]:
+        # OpenMP's threads spin while they wait for each other, and where other processes want the cores, for long.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
     except MedenhanceError as error:

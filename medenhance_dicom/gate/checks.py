@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +80,7 @@ def examine(before: Unit, after: Unit, *, level: int = 3, inside: NDArray[np.boo
     height, width = before.shape[:2]
     if min(height, width) < WINDOW:
         return FrameScores(None)
-    with torch.inference_mode():
+    with torch.inference_mode(), one_thread():
         a, b = (torch.from_numpy(x.astype(np.float64)).permute(2, 0, 1)[None] for x in (before, after))
         score = lassim(a, b, level).item()
         if min(height, width) < SMALLEST:
@@ -112,10 +114,26 @@ def structure_map(before: Unit, after: Unit, inside: NDArray[np.bool_] | None = 
     size = before.shape[:2]
     if min(size) < SMALLEST or np.array_equal(before, after):
         return np.zeros(size, np.float32)
-    with torch.inference_mode():
+    with torch.inference_mode(), one_thread():
         found = _measured(before, after, inside)[0]["local"]
         full = functional.interpolate(found[None, None], size=size, mode="nearest")[0, 0]
         return full.numpy().astype(np.float32)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch use one thread: frames of this size gain little from more.
+
+    Where other processes want the cores, several wait for each other spinning: seen to cost twenty times as much.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _measured(before: Unit, after: Unit, inside: NDArray[np.bool_] | None) -> tuple[dict[str, Tensor], float]:
