@@ -24,7 +24,7 @@ from medenhance_dicom.verdicts import excess_of
 
 def frames(rng, count):
     """Honest statistics of very different size and spread."""
-    local, shift, turned, blur = rng.exponential((1.0, 0.1, 0.02, 0.3), (count, 4)).T
+    local, shift, turned, blur = rng.exponential((1.0, 0.2, 0.1, 0.3), (count, 4)).T
     lassim = 1 - 0.1 * rng.random(count)
     table = zip(lassim, local, shift, turned, 1 + blur, strict=True)
     return [FrameScores(float(s), dict(zip(CHECKS, map(float, rest), strict=True))) for s, *rest in table]
@@ -70,7 +70,7 @@ def test_no_patient_is_on_both_sides_and_every_folder_is(seed):
     samples = [Sample(Path(f"a/{i}"), f"a:{i // 7}") for i in range(40)] + [
         Sample(Path(f"b/{i}"), f"b:{i // 30}") for i in range(40)
     ]
-    first, second = split(samples, 20, np.random.default_rng(seed))
+    first, second = split(samples, (20, 20), np.random.default_rng(seed))
     assert not {s.group for s in first} & {s.group for s in second}
     assert len(first) == len(second) == 20
     for side in (first, second):
@@ -79,7 +79,7 @@ def test_no_patient_is_on_both_sides_and_every_folder_is(seed):
 
 def test_one_patient_cannot_be_split_and_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(InputError, match="one patient"):
-        split([Sample(Path("a"), "a"), Sample(Path("b"), "a")], 5, np.random.default_rng(0))
+        split([Sample(Path("a"), "a"), Sample(Path("b"), "a")], (5, 5), np.random.default_rng(0))
     with pytest.raises(InputError, match="no pictures"):
         find_pictures([tmp_path])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from medenhance_dicom.archive.forecast import wilson
 from medenhance_dicom.calibration.limits import auroc, conformal_quantile, fit_limits
 from medenhance_dicom.calibration.measuring import HONEST, Honest, Measured, measure
-from medenhance_dicom.calibration.pictures import digest_of, find_pictures, split
+from medenhance_dicom.calibration.pictures import Sample, digest_of, find_pictures, split
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.gate import Thresholds
 from medenhance_dicom.gate.alterations import LESION_CONTRAST, SIZES, TEXTURE_CONTRAST, VESSEL_CONTRAST
@@ -52,6 +52,7 @@ def calibrate(
     seed: int = 0,
     count: int = 3,
     level: int = 3,
+    progress: Progress | None = None,
 ) -> Calibrated:
     """Limits for one enhancer or a family of them, and their test on other patients.
 
@@ -60,25 +61,29 @@ def calibrate(
         honest: Makes honest pairs.
         folders: Pictures, see `pictures.find_pictures`.
         alpha: Share of honest results that may be withheld; twice that may be withheld or warned of.
-        limit: Pictures on either side of the split.
+        limit: Pictures to test on, and twice as many to calibrate on; no more than there are.
         seed: Decides on everything that is drawn.
         count: Honest pairs of each picture.
         level: LaSSIM's.
+        progress: Called with how many pictures are done, and how many there are.
 
     Raises:
         InputError: No pictures, one patient only, or too few for this alpha.
     """
     rng = np.random.default_rng(seed)
     samples = find_pictures(folders)
-    first, second = split(samples, limit, rng)
-    fitted = list(measure(first, honest, rng, count=count, level=level))
+    first, second = split(samples, (2 * limit, limit), rng)
+    sides = (
+        _told(side, len(first) + len(second), before, progress) for side, before in ((first, 0), (second, len(first)))
+    )
+    fitted = list(measure(next(sides), honest, rng, count=count, level=level))
     units, scores = ([m.scores for m in fitted[i::2]] for i in (0, 1))
     try:
         limits = fit_limits(units, scores, alpha, warn_alpha=min(2 * alpha, 0.5))
     except ValueError as error:
         raise InputError(str(error)) from error
     lassim_alone = 1 - conformal_quantile([_lassim_loss(m) for m in fitted], alpha)
-    rows = list(measure(second, honest, rng, count=count, alterations=SIZES, draws=DRAWS, level=level))
+    rows = list(measure(next(sides), honest, rng, count=count, alterations=SIZES, draws=DRAWS, level=level))
     document = {
         "version": VERSION,
         "key": key,
@@ -110,6 +115,14 @@ def calibrate(
     }
     document["statement"] = _statement(document)
     return Calibrated(limits, document)
+
+
+def _told(samples: Sequence[Sample], total: int, before: int, progress: Progress | None) -> Iterator[Sample]:
+    """The samples one by one, telling how many were begun."""
+    for done, sample in enumerate(samples, before):
+        if progress:
+            progress(done, total)
+        yield sample
 
 
 def write(calibrated: Calibrated, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from medenhance_dicom.errors import ConfigurationError
-from medenhance_dicom.node.console import Json, print_json
+from medenhance_dicom.node.console import Json, print_json, progress_bar
 
 
 def calibrate(
@@ -18,7 +18,7 @@ def calibrate(
     alpha: Annotated[
         float, typer.Option(min=0.001, max=0.5, help="Share of honest results that may be withheld.")
     ] = 0.05,
-    limit: Annotated[int, typer.Option(min=10, help="Pictures to calibrate on, and as many to test on.")] = 70,
+    limit: Annotated[int, typer.Option(min=10, help="Pictures to test on; twice as many to calibrate on.")] = 70,
     seed: Annotated[int, typer.Option(help="Decides on everything that is drawn.")] = 0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="By default KEY.json or NAME.json here.")
@@ -36,7 +36,8 @@ def calibrate(
     if weights and recipe:
         raise ConfigurationError("either --weights or --recipe")
     key, honest = honest_of(weights, recipe)
-    calibrated = run(key, honest, data, alpha=alpha, limit=limit, seed=seed)
+    with progress_bar("calibrating", quiet=as_json) as tell:
+        calibrated = run(key, honest, data, alpha=alpha, limit=limit, seed=seed, progress=tell)
     path = output or Path(f"{key}.json")
     write(calibrated, path)
     if as_json:

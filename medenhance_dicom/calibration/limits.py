@@ -10,12 +10,15 @@ from scipy.stats import rankdata
 
 from medenhance_dicom.gate import FrameScores, Limit, Thresholds
 from medenhance_dicom.gate.checks import CHECKS
-from medenhance_dicom.verdicts import excess_of
 
 __all__ = ["auroc", "conformal_quantile", "fit_limits"]
 
-USUAL = 0.95  # quantile of honest statistics that is a check's unit
-LEAST_UNIT = 1e-3
+LASSIM = "lassim"
+USUAL = 0.95  # a check's spread reaches from the median to this quantile of honest statistics
+LEAST_SPREAD = {"lassim": 0.02, "local": 0.3, "displacement": 0.15, "inversion": 0.1, "blur": 0.05}
+"""So that a few patients who are much alike do not make a limit that the next one breaks."""
+LASSIM_ROOM = 2.0
+"""LaSSIM's spread is taken so many times as wide: alone it catches little, so it shall not widen the others' limits."""
 
 
 def fit_limits(
@@ -23,12 +26,12 @@ def fit_limits(
 ) -> Thresholds:
     """Limits that withhold at most `alpha` of honest frames like these, over all checks together.
 
-    The first half gives each check's unit, its 95 % quantile. In the second half each frame scores its largest
-    statistic in units, and the conformal quantile of these scores times the unit is the limit of every check (Vovk et
-    al., Algorithmic Learning in a Random World, 2005; Papadopoulos et al., ECML 2002, for the split).
+    The first half gives each check's median and spread. In the second half each frame scores its largest statistic in
+    spreads above the median, and the conformal quantile of these scores gives the limit of every check (Vovk et al.,
+    Algorithmic Learning in a Random World, 2005; Papadopoulos et al., ECML 2002, for the split).
 
     Args:
-        first: Honest frames with a LaSSIM, for the units.
+        first: Honest frames with a LaSSIM, for medians and spreads.
         second: Other honest frames, exchangeable with those to come.
         alpha: Share of honest frames that may be withheld.
         warn_alpha: Share that may be withheld or warned of.
@@ -38,13 +41,19 @@ def fit_limits(
     """
     if not 0 < alpha <= warn_alpha < 1:
         raise ValueError(f"wanted 0 < alpha <= warn_alpha < 1, not {alpha} and {warn_alpha}")
-    lassim = _unit([1 - (math.nan if f.lassim is None else f.lassim) for f in first])
-    units = {name: _unit([f.checks.get(name, 0.0) for f in first]) for name in CHECKS}
-    yardstick = Thresholds(1 - lassim, 1 - lassim, {name: Limit(unit, unit) for name, unit in units.items()})
-    scores = [excess_of(frame, yardstick)[0] for frame in second]
-    withhold, warn = (conformal_quantile(scores, a) for a in (alpha, warn_alpha))
-    checks = {name: Limit(unit * warn, unit * withhold) for name, unit in units.items()}
-    return Thresholds(max(-1.0, 1 - lassim * withhold), max(-1.0, 1 - lassim * warn), checks)
+    names = (LASSIM, *CHECKS)
+    usual, other = (np.array([_statistics(frame, names) for frame in frames]) for frames in (first, second))
+    middle = np.median(usual, axis=0)
+    least = [LEAST_SPREAD[name] for name in names]
+    spread = np.maximum(np.quantile(usual, USUAL, axis=0) - middle, least)
+    spread[0] *= LASSIM_ROOM
+    scores = ((other - middle) / spread).max(axis=1)
+    withhold, warn = (
+        dict(zip(names, (middle + spread * conformal_quantile(scores.tolist(), share)).tolist(), strict=True))
+        for share in (alpha, warn_alpha)
+    )
+    checks = {name: Limit(warn[name], withhold[name]) for name in CHECKS}
+    return Thresholds(max(-1.0, 1 - withhold[LASSIM]), max(-1.0, 1 - warn[LASSIM]), checks)
 
 
 def conformal_quantile(scores: Sequence[float], alpha: float) -> float:
@@ -74,5 +83,7 @@ def auroc(honest: Sequence[float], altered: Sequence[float]) -> float:
     return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
 
 
-def _unit(values: Sequence[float]) -> float:
-    return max(float(np.quantile(values, USUAL)), LEAST_UNIT)
+def _statistics(frame: FrameScores, names: Sequence[str]) -> list[float]:
+    """The larger the worse; infinite for a frame without a LaSSIM."""
+    lost = math.inf if frame.lassim is None or math.isnan(frame.lassim) else 1 - frame.lassim
+    return [lost if name == LASSIM else frame.checks.get(name, 0.0) for name in names]

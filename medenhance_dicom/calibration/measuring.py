@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,7 +23,7 @@ Unit = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 HONEST = "honest"
-LONGEST = 512  # larger pictures are brought to it, for speed
+LONGEST = 384  # larger pictures are brought to it, as the gate does itself
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Prepared:
             picture = picture[..., 1:2]
         for name in ["as it is", *rng.permutation(list(SOURCES)[1:])][:count]:
             before = np.clip(SOURCES[name](picture, rng), 0, 1).astype(np.float32)
-            yield name, before, self.recipe.enhance_picture(before), self.recipe.region(before, None)
+            yield str(name), before, self.recipe.enhance_picture(before), self.recipe.region(before, None)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Conventional:
 
 
 def measure(
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     honest: Honest,
     rng: np.random.Generator,
     *,
@@ -118,7 +118,7 @@ def measure(
 
 
 def _bounded(picture: Unit) -> Unit:
-    """At most `LONGEST` pixels long, by area means; the gate itself works at 384."""
+    """At most `LONGEST` pixels long, by area means."""
     import torch
     from torch.nn.functional import adaptive_avg_pool2d
 

@@ -75,8 +75,10 @@ def group_of(path: Path) -> str:
     return path.stem
 
 
-def split(samples: Sequence[Sample], limit: int, rng: np.random.Generator) -> tuple[list[Sample], list[Sample]]:
-    """To calibrate on and to test on, `limit` pictures at most each; no group is in both.
+def split(
+    samples: Sequence[Sample], limits: tuple[int, int], rng: np.random.Generator
+) -> tuple[list[Sample], list[Sample]]:
+    """To calibrate on and to test on, so many pictures at most of each; no group is in both.
 
     Of each folder the groups are dealt out at random, always to the side with fewer pictures, so that a folder of two
     sequences has one on either side. Then pictures are taken in turn from all folders, and in each from all groups.
@@ -94,7 +96,10 @@ def split(samples: Sequence[Sample], limit: int, rng: np.random.Generator) -> tu
         folder = name.rsplit(":", 1)[0]
         fewer = min(sides, key=lambda side: (_count(side[folder]), sum(map(_count, side.values()))))
         fewer[folder].append([groups[name][i] for i in rng.permutation(len(groups[name]))])
-    first, second = (_in_turn([_in_turn(found) for found in side.values()])[:limit] for side in sides)
+    first, second = (
+        _in_turn([_in_turn(found) for found in side.values()])[:limit]
+        for side, limit in zip(sides, limits, strict=True)
+    )
     return first, second
 
 
