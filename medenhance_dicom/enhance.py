@@ -30,13 +30,13 @@ from medenhance_dicom.gate import FrameScores, examine, verdict_of
 from medenhance_dicom.gate.blend import Blended, blend
 from medenhance_dicom.guides import Guide
 from medenhance_dicom.manifest import Manifest, load_manifest
-from medenhance_dicom.part10 import write_instance
+from medenhance_dicom.part10 import write_document, write_instance
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe, runtime
 from medenhance_dicom.recipe import Recipe
 from medenhance_dicom.report import Outcome
 from medenhance_dicom.selection import Settings, choose_recipes, guide_for, outcome_of, read_members, recipes_of
 from medenhance_dicom.series import Member, Series
-from medenhance_dicom.structured_report import structured_report, write_report
+from medenhance_dicom.structured_report import structured_report
 from medenhance_dicom.unit_frames import SeriesIntensity, UnitFrame, unit_frames
 from medenhance_dicom.verdicts import Blending, excess_of, in_words, settled, values_of
 from medenhance_dicom.verify import assert_derived
@@ -162,7 +162,7 @@ class Enhancement:
                 names["structured_report"] = str(self._target(document))
                 if settings.overwrite or not self._target(document).exists():
                     _make_folder(self._target(document).parent)
-                    write_report(document, self._target(document))
+                    write_document(document, self._target(document))
             result.write_previews(target)
             result.seconds["write"] = round(time.monotonic() - started, 4)
             return outcome_of(

@@ -514,14 +514,42 @@ def write_instance(derived: Dataset, pixels: Path, target: Path) -> None:
         raise DerivationError(f"a value cannot be written: {type(error).__name__}") from None
     vr = b"OW" if derived.BitsAllocated > 8 else b"OB"
     element = struct.pack("<HH2sHL", _PIXEL_DATA >> 16, _PIXEL_DATA & 0xFFFF, vr, 0, length + length % 2)
+    with _put_in_place(target) as sink, pixels.open("rb") as source:
+        sink.write(header.getbuffer())
+        sink.write(element)
+        shutil.copyfileobj(source, sink, _MIB)
+        sink.write(b"\0" * (length % 2))
+
+
+def write_document(document: Dataset, target: Path) -> None:
+    """Write an object without pixels as Explicit VR Little Endian, all or nothing, as `write_instance` does.
+
+    Args:
+        document: The data set. Values that it has from a source may break rules; they are written as they are.
+        target: The file to be; its folders are made, an existing file is replaced.
+
+    Raises:
+        OutputError: The disk does not take it.
+        DerivationError: A value that cannot be written.
+    """
+    content = io.BytesIO()
+    try:
+        with _quiet_pydicom():
+            dcmwrite(content, _with_our_meta(document), enforce_file_format=True)
+    except Exception as error:  # pydicom raises anything for values that cannot be written
+        raise DerivationError(f"a value cannot be written: {type(error).__name__}") from None
+    with _put_in_place(target) as sink:
+        sink.write(content.getbuffer())
+
+
+@contextlib.contextmanager
+def _put_in_place(target: Path) -> Iterator[BinaryIO]:
+    """A file beside `target`, which takes its name when the block ends, flushed; nothing is left where it fails."""
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as sink, pixels.open("rb") as source:
-            sink.write(header.getbuffer())
-            sink.write(element)
-            shutil.copyfileobj(source, sink, _MIB)
-            sink.write(b"\0" * (length % 2))
+        with part.open("xb") as sink:
+            yield sink
             _sync(sink)
         part.replace(target)
         _sync_folder(target.parent)

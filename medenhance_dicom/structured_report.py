@@ -8,25 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import secrets
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
 from pydicom.filewriter import dcmwrite
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRLittleEndian
 
 from medenhance_dicom import __version__
-from medenhance_dicom.errors import DerivationError, OutputError
+from medenhance_dicom.errors import DerivationError
 from medenhance_dicom.provenance import CODING_SCHEME, MANUFACTURER, MODEL_NAME, coding_scheme_item
 from medenhance_dicom.uids import (
-    IMPLEMENTATION_CLASS_UID,
-    IMPLEMENTATION_VERSION_NAME,
     INSTANCE_CREATOR_UID,
     derived_uid,
 )
@@ -34,7 +27,7 @@ from medenhance_dicom.uids import (
 if TYPE_CHECKING:
     from highdicom.sr import AlgorithmIdentification, CodedConcept, ContentItem, TrackingIdentifier
 
-__all__ = ["COMPREHENSIVE_SR", "report_series_uid", "report_uid", "structured_report", "write_report"]
+__all__ = ["COMPREHENSIVE_SR", "report_series_uid", "report_uid", "structured_report"]
 
 COMPREHENSIVE_SR = "1.2.840.10008.5.1.4.1.1.88.33"
 _SERIES_NUMBER_STEP = 50
@@ -350,40 +343,3 @@ def _modality(name: str) -> Any:
             if code.value == name:
                 return code
     return None
-
-
-def write_report(document: Dataset, target: Path) -> None:
-    """Write a report as Explicit VR Little Endian, all or nothing.
-
-    Args:
-        document: As `structured_report` gives it.
-        target: The file to be; its folders are made, an existing file is replaced.
-
-    Raises:
-        OutputError: The disk does not take it.
-        DerivationError: A value that cannot be written.
-    """
-    written, buffer = Dataset(document), io.BytesIO()
-    written.file_meta = FileMetaDataset()
-    written.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    written.file_meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
-    written.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            dcmwrite(buffer, written, enforce_file_format=True)
-    except Exception as error:  # pydicom raises anything for values that cannot be written
-        raise DerivationError(f"no structured report: {type(error).__name__}") from None
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("xb") as sink:
-            sink.write(buffer.getbuffer())
-            sink.flush()
-            os.fsync(sink.fileno())
-        part.replace(target)
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)

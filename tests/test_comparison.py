@@ -7,17 +7,19 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from skimage import data
 from skimage.color import rgb2lab
 
 from medenhance_dicom.comparison.judging import judge_pairs
-from medenhance_dicom.comparison.maps import ObjectionMap, shown_map
+from medenhance_dicom.comparison.maps import ObjectionMap, local_lassim, shown_map
 from medenhance_dicom.comparison.page import write_page
 from medenhance_dicom.comparison.pairs import open_pairs
 from medenhance_dicom.comparison.panels import LONGEST, colours, difference_picture, map_picture, panels, picture
 from medenhance_dicom.errors import InputError, RecipeError
 from medenhance_dicom.gate import Region, Thresholds
+from medenhance_dicom.lassim import lassim_map
 from tests import synthetic
 
 PICTURE = (data.camera()[100:228, 100:260] / 255).astype(np.float32)[..., None]  # (128, 160, 1)
@@ -193,6 +195,17 @@ def test_the_map_is_where_structure_changed_and_zero_elsewhere():
     assert found.values.shape == PICTURE.shape[:2]
     assert found.values[60:76, 40:56].mean() > 5 * found.values[:, 100:].mean()
     assert not shown_map(PICTURE[:5], after[:5], Thresholds(0.5, 0.6)).values.any()
+
+
+def test_lassim_of_a_window_is_shown_in_its_middle():
+    after = PICTURE.copy()
+    after[60:76, 40:56] = 1 - after[60:76, 40:56]
+    x, y = (torch.from_numpy(u).permute(2, 0, 1)[None] for u in (PICTURE, after))
+    windows = lassim_map(x, y)[0, 0].numpy()  # 7 x 7 pixels of level 3, so 8 pixels apart
+    shown = local_lassim(PICTURE, after)
+    middles = (shown[3::8] + shown[4::8]) / 2
+    middles = (middles[:, 3::8] + middles[:, 4::8]) / 2
+    np.testing.assert_allclose(middles[3:-3, 3:-3], windows, atol=1e-5)
 
 
 def test_panels_stand_side_by_side_with_the_region_boxed():

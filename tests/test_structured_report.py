@@ -13,9 +13,9 @@ from pydicom import Dataset, dcmread
 from medenhance_dicom.derive import PixelSummary, derive_instance
 from medenhance_dicom.frames import pixel_format
 from medenhance_dicom.gate import FrameScores, Limit, Region, Thresholds, verdict_of
-from medenhance_dicom.part10 import read_instance
+from medenhance_dicom.part10 import read_instance, write_document
 from medenhance_dicom.provenance import CODING_SCHEME, Provenance
-from medenhance_dicom.structured_report import COMPREHENSIVE_SR, report_uid, structured_report, write_report
+from medenhance_dicom.structured_report import COMPREHENSIVE_SR, report_uid, structured_report
 from medenhance_dicom.verdicts import Blending, values_of
 from medenhance_dicom.verify import check_report
 from tests import synthetic
@@ -56,7 +56,7 @@ def meaning(item):
 @pytest.mark.parametrize("name", synthetic.CLASSES)
 def test_a_report_on_every_class_is_valid(name, tmp_path):
     _, _, document = case(name, blending=Blending(0.01, 1, 0.02))
-    write_report(document, tmp_path / "sr.dcm")
+    write_document(document, tmp_path / "sr.dcm")
     errors = set(synthetic.dciodvfy_errors(tmp_path / "sr.dcm"))
     if name == "Confocal":  # a class that it does not know, and takes for one without frames
         errors = {error for error in errors if "SOP Class that is not multi-frame" not in error}
@@ -67,7 +67,7 @@ def test_a_report_on_every_class_is_valid(name, tmp_path):
 @needs_dciodvfy
 def test_what_is_written_is_valid_for_others(tmp_path):
     _, _, document = case("EnhancedMR", frames=3)
-    write_report(document, tmp_path / "a" / "sr.dcm")
+    write_document(document, tmp_path / "a" / "sr.dcm")
     assert not synthetic.dciodvfy_errors(tmp_path / "a" / "sr.dcm")
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["sr.dcm"]
     assert dcmread(tmp_path / "a" / "sr.dcm").SOPClassUID == COMPREHENSIVE_SR
@@ -152,7 +152,7 @@ def test_a_repeat_gives_the_same_uid_and_another_calibration_another():
 
 def test_an_altered_report_is_found(tmp_path):
     source, derived, document = case()
-    write_report(document, tmp_path / "sr.dcm")
+    write_document(document, tmp_path / "sr.dcm")
     synthetic_source = tmp_path / "source.dcm"
     source.save_as(synthetic_source, enforce_file_format=True)
     written = read_instance(tmp_path / "sr.dcm")

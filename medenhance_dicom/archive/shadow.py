@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medenhance_dicom.archive.forecast import LEAST, Estimate, Stratum, bootstrap_ratios, place, widening, wilson
+from medenhance_dicom.archive.forecast import LEAST, Stratum, bootstrap_ratios, place, widening
 from medenhance_dicom.archive.plan import Method, Plan, SeriesRow
 from medenhance_dicom.errors import ModelError, RecipeError
 from medenhance_dicom.guides import choose_guide
+from medenhance_dicom.intervals import Estimate, wilson
 from medenhance_dicom.manifest import Manifest
 from medenhance_dicom.recipe import Recipe, load_recipes
 

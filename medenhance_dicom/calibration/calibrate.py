@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from medenhance_dicom.archive.forecast import wilson
-from medenhance_dicom.calibration.limits import auroc, conformal_quantile, fit_limits
+from medenhance_dicom.calibration.limits import conformal_quantile, fit_limits
 from medenhance_dicom.calibration.measuring import HONEST, Honest, Measured, measure
 from medenhance_dicom.calibration.pictures import Sample, digest_of, find_pictures, split
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.gate import Thresholds
 from medenhance_dicom.gate.alterations import LESION_CONTRAST, SIZES, TEXTURE_CONTRAST, VESSEL_CONTRAST
+from medenhance_dicom.intervals import wilson
+from medenhance_dicom.metrics import auroc
 from medenhance_dicom.verdicts import excess_of
 
 __all__ = ["MUST", "Calibrated", "calibrate", "tested", "write"]

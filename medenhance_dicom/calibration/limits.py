@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from medenhance_dicom.gate import FrameScores, Limit, Thresholds
 from medenhance_dicom.gate.checks import CHECKS
 
-__all__ = ["auroc", "conformal_quantile", "fit_limits"]
+__all__ = ["conformal_quantile", "fit_limits"]
 
 LASSIM = "lassim"
 USUAL = 0.95  # a check's spread reaches from the median to this quantile of honest statistics
@@ -70,17 +69,6 @@ def conformal_quantile(scores: Sequence[float], alpha: float) -> float:
         least = math.ceil(1 / alpha) - 1
         raise ValueError(f"{len(scores)} honest frames are too few for alpha {alpha:g}: {least} or more wanted")
     return float(np.sort(np.asarray(scores, float))[rank - 1])
-
-
-def auroc(honest: Sequence[float], altered: Sequence[float]) -> float:
-    """Probability that an altered frame scores above an honest one; ties count half (Mann and Whitney, 1947).
-
-    >>> auroc([1, 2], [2, 3])
-    0.875
-    """
-    ranks = rankdata(np.concatenate([honest, altered]))
-    n, m = len(honest), len(altered)
-    return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))
 
 
 def _statistics(frame: FrameScores, names: Sequence[str]) -> list[float]:

@@ -13,6 +13,7 @@ from medenhance_dicom.calibration.honest import METHODS, SOURCES, conventional
 from medenhance_dicom.calibration.pictures import Sample
 from medenhance_dicom.gate import FrameScores, examine
 from medenhance_dicom.gate.alterations import alter
+from medenhance_dicom.gate.working import LONGEST
 from medenhance_dicom.guides import read_picture
 from medenhance_dicom.masks import field_of_view
 from medenhance_dicom.prepare import PreparedRecipe
@@ -23,7 +24,6 @@ Unit = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 HONEST = "honest"
-LONGEST = 384  # larger pictures are brought to it, as the gate does itself
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def measure(
 
 
 def _bounded(picture: Unit) -> Unit:
-    """At most `LONGEST` pixels long, by area means."""
+    """At most `LONGEST` pixels long, by area means, as the gate itself works."""
     import torch
     from torch.nn.functional import adaptive_avg_pool2d
 

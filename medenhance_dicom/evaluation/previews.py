@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medenhance_dicom.comparison.maps import local_lassim
 from medenhance_dicom.comparison.panels import difference_picture, picture
 from medenhance_dicom.errors import OutputError
 from medenhance_dicom.evaluation.enhancers import Candidate
@@ -84,24 +85,10 @@ class Previews:
 
 
 def structure_map(before: Unit, after: Unit) -> Pixels:
-    """The local LaSSIM of two (H, W, C): white where it is 1, dark red where it is 0 or less; uint8 (H, W, 3).
-
-    A pixel shows the 7 x 7 window of the Laplacian level around it, the border the nearest whole window.
-    """
-    import torch
-
-    from medenhance_dicom.lassim import WINDOW, lassim_map
-
-    height, width = before.shape[:2]
-    if min(height, width) < WINDOW:
-        return np.full((height, width, 3), 255, np.uint8)
-    x, y = (torch.from_numpy(np.ascontiguousarray(u, np.float32)).permute(2, 0, 1)[None] for u in (before, after))
-    with torch.inference_mode():
-        local = lassim_map(x, y)[0, 0].numpy()
-    local = np.clip(np.pad(local, WINDOW // 2, mode="edge"), 0, 1)
-    resized = Image.fromarray(local.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    """The local LaSSIM of two (H, W, C): white where it is 1, dark red where it is 0 or less; uint8 (H, W, 3)."""
+    local = local_lassim(before, after).clip(0, 1)
     steps = np.linspace(0, 1, len(_LASSIM_COLOURS))
-    planes = [np.interp(np.asarray(resized), steps, _LASSIM_COLOURS[:, c]) for c in range(3)]
+    planes = [np.interp(local, steps, _LASSIM_COLOURS[:, c]) for c in range(3)]
     return np.rint(np.stack(planes, axis=2)).astype(np.uint8)
 
 

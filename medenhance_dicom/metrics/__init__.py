@@ -12,7 +12,7 @@ from medenhance_dicom.metrics.niqe import NaturalScenes, fit_niqe, niqe
 from medenhance_dicom.metrics.parameters import load_brisque, load_niqe, save_niqe
 from medenhance_dicom.metrics.piqe import piqe
 from medenhance_dicom.metrics.registry import Metric, Sample, SetMetric, build_metrics, metric_ids
-from medenhance_dicom.metrics.segmentation import SegmentationScores, segmentation_scores
+from medenhance_dicom.metrics.segmentation import SegmentationScores, auroc, segmentation_scores
 from medenhance_dicom.metrics.signal import signal_to_noise
 from medenhance_dicom.metrics.significance import PairedComparison, bootstrap_interval, compare_paired, holm
 
@@ -26,6 +26,7 @@ __all__ = [
     "SegmentationScores",
     "SetMetric",
     "SupportVectors",
+    "auroc",
     "average_gradient",
     "bootstrap_interval",
     "brisque",

@@ -6,6 +6,7 @@ Guimaraes et al.: a found pixel is right within that distance of a true one, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from scipy.ndimage import distance_transform_edt, maximum_filter
 from scipy.stats import rankdata
 from skimage.filters import threshold_otsu
 
-__all__ = ["SegmentationScores", "segmentation_scores"]
+__all__ = ["SegmentationScores", "auroc", "segmentation_scores"]
 
 Mask = NDArray[np.bool_]
 
@@ -97,14 +98,26 @@ def _within(mask: Mask, distance: float) -> Mask:
 
 
 def _area(score: NDArray[np.float64], true: Mask, rest: Mask, tolerance: float) -> float:
-    """Mann-Whitney: how often a true pixel scores above one of `rest`, ties counting half."""
+    """How often a true pixel scores above one of `rest`."""
     best = score
     if tolerance:
         reach = int(tolerance)
         y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
         best = maximum_filter(score, footprint=y**2 + x**2 <= tolerance**2, mode="constant", cval=-np.inf)
-    n, m = int(true.sum()), int(rest.sum())
+    return auroc(score[rest], best[true])
+
+
+def auroc(negative: Sequence[float] | NDArray[Any], positive: Sequence[float] | NDArray[Any]) -> float:
+    """Probability that a positive scores above a negative; ties count half (Mann and Whitney, 1947).
+
+    Returns:
+        In [0, 1]; NaN where there are none of one kind.
+
+    >>> auroc([1, 2], [2, 3])
+    0.875
+    """
+    n, m = len(negative), len(positive)
     if not n or not m:
         return float("nan")
-    ranks = rankdata(np.concatenate([best[true], score[rest]]))
-    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
+    ranks = rankdata(np.concatenate([negative, positive]))
+    return float((ranks[n:].sum() - m * (m + 1) / 2) / (n * m))

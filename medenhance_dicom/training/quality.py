@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medenhance_dicom.metrics import segmentation_scores
+from medenhance_dicom.metrics import auroc
 from medenhance_dicom.networks import build_network
 from medenhance_dicom.training.downstream import DownstreamTask, TaskDescription
 
@@ -62,6 +62,6 @@ class QualityTask(DownstreamTask):
     @torch.no_grad()
     def metrics(self, out: Tensor, target: Tensor) -> dict[str, float]:
         """`accuracy` at s_HQ 1/2, and `auc`, the chance that s_HQ tells a high from a low one (nan: one kind only)."""
-        found, truth = (t.cpu().numpy()[None] for t in (self.score(out), target > 0.5))
+        found, truth = (t.cpu().numpy() for t in (self.score(out), target > 0.5))
         accuracy = float(np.mean((found > 0.5) == truth))
-        return {"accuracy": accuracy, "auc": float(segmentation_scores(found, truth).auc)}
+        return {"accuracy": accuracy, "auc": auroc(found[~truth], found[truth])}
