@@ -16,7 +16,7 @@ import typer
 
 from medenhance_dicom import __version__
 from medenhance_dicom.archive import commands as archive_commands
-from medenhance_dicom.calibration.commands import calibrate
+from medenhance_dicom.calibration.commands import calibrate, train_gate
 from medenhance_dicom.errors import (
     ConfigurationError,
     InputError,
@@ -634,5 +634,6 @@ def train(
 
 app.command(epilog=EXIT_CODES)(evaluate)
 app.command(epilog=EXIT_CODES)(calibrate)
+app.command(epilog=EXIT_CODES)(train_gate)
 node_commands.add_to(app)
 archive_commands.add_to(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tomllib
 from pathlib import Path
@@ -16,16 +17,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "DetectorEntry",
     "GateEntry",
     "GateLimits",
     "GuideEncoderEntry",
     "InputContract",
     "Manifest",
     "WeightsEntry",
+    "learned_pictures",
+    "load_detector",
     "load_guide_encoder",
     "load_limits",
     "load_manifest",
     "load_network",
+    "models_folder",
     "verify_all",
 ]
 
@@ -95,6 +100,8 @@ class GateLimits(BaseModel):
     minimum: float = Field(ge=-1, le=1)
     warn_below: float = Field(ge=-1, le=1)
     checks: dict[str, CheckLimits] = {}
+    detector: str = ""
+    """SHA-256 of the detector whose odds `checks` limits; empty: of none."""
     name: str = ""
     """The file's stem and the first 12 digits of its SHA-256; empty for limits set by hand."""
 
@@ -109,6 +116,18 @@ class GuideEncoderEntry(_Entry):
     """The encoder's keyword arguments."""
     size: int = Field(ge=64)
     """Side of the square that a picture is brought to before it is encoded."""
+
+
+class DetectorEntry(_Entry):
+    """[detector]: the network by which the gate sees altered structure."""
+
+    file: str
+    """Path of the safetensors file, relative to the manifest; its metadata tells what it was learned from."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    config: dict[str, Any] = {}
+    """The network's keyword arguments."""
+    licence: str
+    summary: str = ""
 
 
 class WeightsEntry(_Entry):
@@ -159,6 +178,8 @@ class Manifest(_Entry):
     weights: dict[str, WeightsEntry] = {}
     gate: dict[str, GateEntry] = {}
     """Limits for what has no weights; "conventional": for all recipes without."""
+    detector: DetectorEntry | None = None
+    """None: the gate has no checks `local` and `displacement`."""
 
     def entry(self, key: str) -> WeightsEntry:
         """The entry of some weights.
@@ -249,6 +270,22 @@ def load_guide_encoder(key: str, manifest: Manifest | None = None) -> nn.Module:
     return _filled(key, manifest, encoder, "guide_encoder")
 
 
+def load_detector(manifest: Manifest | None = None) -> nn.Module | None:
+    """Build the gate's detector and fill it with its verified weights.
+
+    Args:
+        manifest: By default `load_manifest()`.
+
+    Returns:
+        The network as `load_network` returns networks, see `networks.AlterationDetector`; None where there is none.
+
+    Raises:
+        ModelError: As `load_network`.
+    """
+    manifest = load_manifest() if manifest is None else manifest
+    return None if manifest.detector is None else _filled("detector", manifest, manifest.detector, "detector")
+
+
 def load_limits(key: str, entry: GateEntry, manifest: Manifest) -> GateLimits:
     """The gate's limits of an entry, from its verified calibration where it has one.
 
@@ -258,18 +295,42 @@ def load_limits(key: str, entry: GateEntry, manifest: Manifest) -> GateLimits:
         manifest: The folder.
 
     Raises:
-        ModelError: The calibration is missing, was altered, or is none.
+        ModelError: The calibration is missing, was altered, is none, or was made with another detector.
     """
     if entry.calibration is None or entry.sha256 is None:
         return GateLimits.model_validate(entry.model_dump(include={"minimum", "warn_below"}))
     content = _verified_bytes(key, manifest, entry.calibration, entry.sha256)
     name = f"{Path(entry.calibration).stem} {entry.sha256[:12]}"
     try:
-        return GateLimits.model_validate_json(content).model_copy(update={"name": name})
+        limits = GateLimits.model_validate_json(content).model_copy(update={"name": name})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ModelError(f"{key}: {entry.calibration}: {where}: {first['msg']}") from error
+    if limits.detector and limits.detector != (manifest.detector and manifest.detector.sha256):
+        raise ModelError(f"{key}: {entry.calibration} was made with another detector; calibrate anew")
+    return limits
+
+
+def learned_pictures(manifest: Manifest | None = None) -> frozenset[str]:
+    """First 16 digits of the SHA-256 of every picture that the detector was learned from, as its weights tell.
+
+    Args:
+        manifest: By default `load_manifest()`.
+
+    Raises:
+        ModelError: The detector's weights are missing, altered, or do not tell.
+    """
+    manifest = load_manifest() if manifest is None else manifest
+    entry = manifest.detector
+    if entry is None:
+        return frozenset()
+    content = _verified_bytes("detector", manifest, entry.file, entry.sha256)
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return frozenset(json.loads(header["__metadata__"]["pictures"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"detector: {entry.file} does not tell which pictures it was learned from") from error
 
 
 def verify_all(manifest: Manifest | None = None) -> dict[str, str | None]:
@@ -289,6 +350,8 @@ def verify_all(manifest: Manifest | None = None) -> dict[str, str | None]:
         files[key] = entry.file, entry.sha256
         if entry.guide_encoder is not None:
             files[f"{key} guide encoder"] = entry.guide_encoder.file, entry.guide_encoder.sha256
+    if manifest.detector is not None:
+        files["detector"] = manifest.detector.file, manifest.detector.sha256
     for key, gate in sorted({**manifest.gate, **{k: e.gate for k, e in manifest.weights.items()}}.items()):
         if gate.calibration and gate.sha256:
             files[f"{key} gate"] = gate.calibration, gate.sha256
@@ -301,7 +364,9 @@ def verify_all(manifest: Manifest | None = None) -> dict[str, str | None]:
     return problems
 
 
-def _filled(key: str, manifest: Manifest, entry: WeightsEntry | GuideEncoderEntry, name: str) -> nn.Module:
+def _filled(
+    key: str, manifest: Manifest, entry: WeightsEntry | GuideEncoderEntry | DetectorEntry, name: str
+) -> nn.Module:
     """Network `name` with the entry's config and weights, in eval mode."""
     content = _verified_bytes(key, manifest, entry.file, entry.sha256)
 

@@ -276,8 +276,7 @@ class _Report:
                     self.derived.SOPClassUID, self.derived.SOPInstanceUID, self.frame_numbers(frame)
                 )
             ]
-        unit = _code(*_PIXELS) if name == "displacement" else _code(*_RATIO)
-        return Measurement(_concept(name), float(f"{value:.6g}"), unit, referenced_images=images)
+        return Measurement(_concept(name), float(f"{value:.6g}"), _code(*_RATIO), referenced_images=images)
 
     def frame_numbers(self, frame: int) -> list[int] | None:
         """For a reference: from 1, and only where there are several."""

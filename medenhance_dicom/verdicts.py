@@ -9,13 +9,12 @@ from typing import Any
 
 from medenhance_dicom.gate import FrameScores, Thresholds, Verdict
 
-__all__ = ["MOST_OBJECTIONS", "Blending", "excess_of", "in_words", "settled", "unit_of", "values_of"]
+__all__ = ["MOST_OBJECTIONS", "Blending", "excess_of", "in_words", "settled", "values_of"]
 
 MOST_OBJECTIONS = 64
 """Objections that a report lists; beyond these they are counted."""
 
 LASSIM = "lassim"
-_UNITS = {"displacement": "px"}
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,6 @@ class Blending:
     """Frames with any of it."""
     largest_share: float
     """Of one frame."""
-
-
-def unit_of(check: str) -> str:
-    """`px` (pixels of the frame brought to 384 on its longer side) for a displacement; empty for a ratio."""
-    return _UNITS.get(check, "")
 
 
 def excess_of(frame: FrameScores, thresholds: Thresholds) -> tuple[float, str]:
@@ -191,10 +185,9 @@ def _worst_in_words(values: dict[str, Any]) -> str:
     if worst["check"] == LASSIM:
         return ", the worst check"
     found = values["checks"][worst["check"]]
-    unit = f" {unit}" if (unit := unit_of(worst["check"])) else ""
     where = f" at {found['where']}" if found["where"] else ""
     frame = f" in frame {found['frame'] + 1}" if values["frames"] > 1 else ""
-    return f"; worst check {worst['check']} {found['value']:.3g}{unit} of at most {found['withhold']:.3g}{where}{frame}"
+    return f"; worst check {worst['check']} {found['value']:.3g} of at most {found['withhold']:.3g}{where}{frame}"
 
 
 def _percent(share: float) -> str:

@@ -19,10 +19,10 @@ def with_lesion(picture, at=(180, 120), radius=10, depth=0.3):
     return np.clip(picture - blob[..., None], 0, 1).astype(np.float32), distance
 
 
-def limits_of(before, after, *, half=0.5):
-    """A limit that this pair exceeds twice over."""
+def limits_of(before, after, *, share=0.2):
+    """A limit that this pair exceeds five times over."""
     value = examine(before, after).checks["local"]
-    return Thresholds(-1, -1, {"local": Limit(half * value, half * value)})
+    return Thresholds(-1, -1, {"local": Limit(share * value, share * value)})
 
 
 def test_the_weight_is_one_in_the_core_and_a_gaussian_of_the_distance_beside_it():

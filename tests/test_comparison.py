@@ -107,7 +107,7 @@ def test_dicom_pairs_by_the_source_image_sequence(study):
     assert (one.result, two.result) == ("enhanced", "withheld")
     assert one.lassim > 0.99
     assert one.pair.says == "OP, 64 x 64, op-fundus-stillgan"
-    assert two.verdict["objections"][0]["check"] == "lassim"
+    assert "lassim" in {objection["check"] for objection in two.verdict["objections"]}
     value = two.to_json()
     assert [f["frame"] for f in value["per_frame"]] == [0]
     assert "Secret" not in str(value["verdict"])

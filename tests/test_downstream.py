@@ -229,7 +229,7 @@ def test_each_goes_on_exactly_where_it_stopped(drawn, tmp_path, which):
     ("change", "words"),
     [
         ({"network": "csnet"}, "network 'heatmap'"),
-        ({"columns": ["row"]}, "needs 2 columns"),
+        ({"columns": ["row"]}, "needs 2 or 4 columns"),
         ({"kind": "grading", "network": "resnet8", "columns": ["level"]}, "needs task.kind 'fovea'"),
         ({"mode": "frozen"}, "trains alone"),
         ({"pictures": []}, "task.pictures is empty"),
@@ -276,15 +276,21 @@ def test_a_judge_needs_validation_pictures(drawn, tmp_path):
             fit(recipe_of(which, **change), data_root=drawn, run=tmp_path, **OPTIONS)
 
 
-def test_a_place_is_moved_as_its_picture_is(tmp_path):
+@pytest.mark.parametrize(
+    ("named", "values"), [(["row", "column"], [9.5, 71.5]), (["top", "bottom", "left", "right"], [8, 11, 70, 73])]
+)
+def test_a_place_is_moved_as_its_picture_is(tmp_path, named, values):
     """A white pixel stays where its place says, through squaring, turning and back."""
     wide = np.zeros((48, 96, 3))
     wide[8:12, 70:74] = 1
     (tmp_path / "one").mkdir()
     save(tmp_path / "one/a.png", wide)
-    write_table(tmp_path / "t.csv", ["file", "row", "column"], [["a.png", 9.5, 71.5]])
-    one = [{"folder": "one", "table": "t.csv"}]
-    pictures = TrainingPictures(tmp_path, recipe_of("fovea", data={"size": 48}, pictures=one, validation_pictures=one))
+    write_table(tmp_path / "t.csv", ["file", *named], [["a.png", *values]])
+    one = {
+        "pictures": [{"folder": "one", "table": "t.csv"}],
+        "validation_pictures": [{"folder": "one", "table": "t.csv"}],
+    }
+    pictures = TrainingPictures(tmp_path, recipe_of("fovea", data={"size": 48}, columns=named, **one))
     seen = set()
     for seed in range(30):
         batch = pictures.of_task(np.random.default_rng(seed))
@@ -562,8 +568,8 @@ def test_the_same_weights_have_the_same_identifier(tmp_path):
 
 
 @pytest.mark.parametrize("name", [
-    "es-polyps-unet", "op-fovea-heatmap", "cfm-tortuosity-resnet8", "cfm-tortuosity-features", "op-quality-mcfnet",
-    "mcfnet-paper",
+    "es-polyps-unet", "op-fovea-heatmap", "op-disc-heatmap", "cfm-tortuosity-resnet8", "cfm-tortuosity-features",
+    "op-quality-mcfnet", "mcfnet-paper",
 ])  # fmt: skip
 def test_the_shipped_recipes_build_their_tasks(name):
     recipe = load_training_recipe(pipelines_folder() / f"train/{name}.toml")

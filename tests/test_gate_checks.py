@@ -86,15 +86,14 @@ def test_what_lies_outside_does_not_object():
     assert not structure_map(GREY, after, inside)[:, 110:].any()
 
 
-def test_moved_structure_is_a_shift_and_changed_tones_are_none():
+def test_moved_structure_is_seen_and_changed_tones_are_not():
     v, u = np.mgrid[:192, :192].astype(float)
-    shifts = []
-    for size in (0, 1, 2):
+    moved_odds = []
+    for size in (0, 1, 3):
         where = [v + size * np.sin(u / 20), u + size * np.cos(v / 20)]
         moved = map_coordinates(clahe(GREY)[..., 0], where, order=3, mode="nearest")[..., None]
-        shifts.append(examine(GREY, np.clip(moved, 0, 1).astype(np.float32)).checks["displacement"])
-    assert shifts[0] < 0.3
-    assert 2 * shifts[0] < shifts[1] < shifts[2] <= 4
+        moved_odds.append(examine(GREY, np.clip(moved, 0, 1).astype(np.float32)).checks["displacement"])
+    assert moved_odds[0] < 0.7 < moved_odds[1] < moved_odds[2]
 
 
 @pytest.mark.parametrize("name", PICTURES)

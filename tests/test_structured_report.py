@@ -102,7 +102,7 @@ def test_scores_units_and_verdict_stand_in_the_tree():
     }
     assert numbers["Laplacian structural similarity, worst frame"] == (0.55, "{ratio}")
     assert numbers["Structure check: local"] == (1.5, "{ratio}")
-    assert numbers["Structure check: displacement"] == (0.25, "{pixels}")
+    assert numbers["Structure check: displacement"] == (0.25, "{ratio}")
     assert numbers["Share of the picture given back to the source"] == (0.013, "{ratio}")
     codes = {meaning(item): item.ConceptCodeSequence[0].CodeValue for item in items(document, "CODE")}
     assert codes["Structure verdict"] == "BLENDED"

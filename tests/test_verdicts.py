@@ -85,11 +85,9 @@ def test_words_do_not_call_an_overruled_failure_preserved():
     assert "not calibrated" in told([FrameScores(0.97)], limits=Thresholds(0.8, 0.9))[2]
 
 
-def test_a_displacement_is_told_in_pixels_and_in_its_frame():
+def test_a_displacement_is_told_in_its_frame():
     shifted = FrameScores(0.99, {"displacement": 0.75}, {"displacement": Region(0, 0, 9, 9)})
-    assert (
-        "worst check displacement 0.75 px of at most 1 at rows 1-9, columns 1-9 in frame 2" in told([GOOD, shifted])[2]
-    )
+    assert "worst check displacement 0.75 of at most 1 at rows 1-9, columns 1-9 in frame 2" in told([GOOD, shifted])[2]
 
 
 def test_a_blended_instance_is_warned_and_says_how_much():

@@ -14,21 +14,31 @@ import numpy as np
 
 from medenhance_dicom.calibration.limits import conformal_quantile, fit_limits
 from medenhance_dicom.calibration.measuring import HONEST, Honest, Measured, measure
-from medenhance_dicom.calibration.pictures import Sample, digest_of, find_pictures, split
+from medenhance_dicom.calibration.pictures import Sample, digest_of, find_pictures, split, unseen
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.gate import Thresholds
 from medenhance_dicom.gate.alterations import LESION_CONTRAST, SIZES, TEXTURE_CONTRAST, VESSEL_CONTRAST
 from medenhance_dicom.intervals import wilson
+from medenhance_dicom.manifest import learned_pictures, load_manifest
 from medenhance_dicom.metrics import auroc
 from medenhance_dicom.verdicts import excess_of
 
-__all__ = ["MUST", "Calibrated", "calibrate", "tested", "write"]
+__all__ = ["LEAST", "MUST", "Calibrated", "calibrate", "tested", "write"]
 
-VERSION = 1
-LEAST = {"invented lesion": 4, "erased lesion": 4, "erased vessel": 20, "added vessel": 20, "warp": 2}
+VERSION = 2
+LEAST = {
+    "invented lesion": 4,
+    "erased lesion": 4,
+    "recoloured lesion": 4,
+    "erased vessel": 20,
+    "added vessel": 20,
+    "warp": 2,
+}
 """Sizes from which on an alteration counts for the statement; smaller ones are only reported."""
 DRAWS = {"invented lesion": 3, "erased lesion": 3, "erased vessel": 3, "warp": 3, "inversion": 2}
-"""Sizes of a kind that each picture is tested at; 1 of the others."""
+"""How often a kind is drawn for each picture, at a size drawn with it; once for the others."""
+ENOUGH = 100
+"""Pictures to test on; fewer are drawn from more often."""
 MUST = ("invented lesion", "erased lesion", "erased vessel", "warp", "inversion")
 CONTRASTS = (0.10, 0.15, 0.20, 0.25, 0.30001)
 Progress = Callable[[int, int], None]
@@ -69,10 +79,15 @@ def calibrate(
         progress: Called with how many pictures are done, and how many there are.
 
     Raises:
-        InputError: No pictures, one patient only, or too few for this alpha.
+        InputError: No pictures, one patient only, nobody whom the detector was not learned from, or too few for this
+            alpha.
     """
     rng = np.random.default_rng(seed)
-    samples = find_pictures(folders)
+    found = find_pictures(folders)
+    manifest = load_manifest()
+    samples = unseen(found, learned_pictures(manifest))
+    if not samples:
+        raise InputError("the detector was learned from pictures of everybody here: nobody is left to calibrate on")
     first, second = split(samples, (2 * limit, limit), rng)
     sides = (
         _told(side, len(first) + len(second), before, progress) for side, before in ((first, 0), (second, len(first)))
@@ -84,13 +99,17 @@ def calibrate(
     except ValueError as error:
         raise InputError(str(error)) from error
     lassim_alone = 1 - conformal_quantile([_lassim_loss(m) for m in fitted], alpha)
-    rows = list(measure(next(sides), honest, rng, count=count, alterations=SIZES, draws=DRAWS, level=level))
+    times = max(1, round(ENOUGH / len(second)))
+    draws = {kind: times * DRAWS.get(kind, 1) for kind in SIZES}
+    rows = list(measure(next(sides), honest, rng, count=count, alterations=SIZES, draws=draws, level=level))
     document = {
         "version": VERSION,
         "key": key,
         "alpha": alpha,
         "level": level,
         "seed": seed,
+        "detector": manifest.detector.sha256 if manifest.detector else "",
+        "left_out": len(found) - len(samples),
         "minimum": limits.minimum,
         "warn_below": limits.warn_below,
         "checks": {name: asdict(found) for name, found in limits.checks.items()},

@@ -1,7 +1,8 @@
-"""The command `calibrate`."""
+"""The commands `calibrate` and `train-gate`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -46,3 +47,33 @@ def calibrate(
     typer.echo(calibrated.document["statement"])
     typer.echo(f"honest results withheld: {calibrated.document['results']['falsely_withheld']['share']:.1%}")
     typer.echo(str(path))
+
+
+def train_gate(
+    recipe: Annotated[Path, typer.Argument(help="A TOML file, or a name in pipelines/gate.")] = Path("detector"),
+    data: Annotated[Path | None, typer.Option(help="Root of the data, by default $MEDENHANCE_DATA.")] = None,
+    run: Annotated[Path, typer.Option(help="Folder of pairs, checkpoint and log.")] = Path("runs/detector"),
+    device: Annotated[str, typer.Option("-d", "--device", help="cpu or cuda.")] = "cpu",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that make examples.")] = 1,
+    resume: Annotated[bool, typer.Option(help="Go on from the run's last checkpoint.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Teach the gate's detector of altered structure what honest enhancement looks like; resumable.
+
+    Then name RUN/detector.safetensors in the manifest's [detector], and calibrate anew: older limits are not its own.
+    """
+    from medenhance_dicom.recipe import pipelines_folder
+
+    try:
+        from medenhance_dicom.calibration.learning import DetectorRecipe, learn
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"training needs the [train] extra: {error.name} is missing") from error
+    path = recipe if recipe.suffix == ".toml" else pipelines_folder() / "gate" / f"{recipe}.toml"
+    loaded = DetectorRecipe.read(path)
+    root = data or Path(os.environ.get("MEDENHANCE_DATA", "."))
+    with progress_bar("training", quiet=as_json) as tell:
+        file = learn(loaded, root, run, device=device, workers=workers, resume=resume, progress=tell)
+    if as_json:
+        print_json({"recipe": loaded.name, "weights": str(file), "log": str(run / "log.jsonl")})
+        return
+    typer.echo(str(file))

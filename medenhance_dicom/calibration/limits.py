@@ -14,10 +14,15 @@ __all__ = ["conformal_quantile", "fit_limits"]
 
 LASSIM = "lassim"
 USUAL = 0.95  # a check's spread reaches from the median to this quantile of honest statistics
-LEAST_SPREAD = {"lassim": 0.02, "local": 0.3, "displacement": 0.15, "inversion": 0.1, "blur": 0.05}
+LEAST_SPREAD = {"lassim": 0.02, "local": 0.1, "displacement": 0.1, "inversion": 0.1, "blur": 0.05}
 """So that a few patients who are much alike do not make a limit that the next one breaks."""
-LASSIM_ROOM = 2.0
-"""LaSSIM's spread is taken so many times as wide: alone it catches little, so it shall not widen the others' limits."""
+LEAST_LIMIT = {
+    "lassim": 0.15, "local": math.log(4 / 3), "displacement": math.log(4 / 3), "inversion": 1.05, "blur": 1.1,
+}  # fmt: skip
+"""Whatever honest results like these say, nothing is objected to below odds of one to three, nor a contrast that has
+kept its sign, nor a tenth of the sharpness, nor a LaSSIM of 0.85."""
+ROOM = {"lassim": 2.0, "inversion": 2.0, "blur": 2.0}
+"""Spreads that are taken so many times as wide: these stand guard, and shall not widen the limits of the detector's."""
 
 
 def fit_limits(
@@ -44,12 +49,13 @@ def fit_limits(
     usual, other = (np.array([_statistics(frame, names) for frame in frames]) for frames in (first, second))
     middle = np.median(usual, axis=0)
     least = [LEAST_SPREAD[name] for name in names]
+    least_limit = [LEAST_LIMIT[name] for name in names]
     spread = np.maximum(np.quantile(usual, USUAL, axis=0) - middle, least)
-    spread[0] *= LASSIM_ROOM
+    spread *= [ROOM.get(name, 1.0) for name in names]
     scores = ((other - middle) / spread).max(axis=1)
     withhold, warn = (
-        dict(zip(names, (middle + spread * conformal_quantile(scores.tolist(), share)).tolist(), strict=True))
-        for share in (alpha, warn_alpha)
+        dict(zip(names, np.maximum(least_limit, middle + spread * quantile).tolist(), strict=True))
+        for quantile in (conformal_quantile(scores.tolist(), share) for share in (alpha, warn_alpha))
     )
     checks = {name: Limit(warn[name], withhold[name]) for name in CHECKS}
     return Thresholds(max(-1.0, 1 - withhold[LASSIM]), max(-1.0, 1 - warn[LASSIM]), checks)

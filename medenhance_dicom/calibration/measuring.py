@@ -18,7 +18,7 @@ from medenhance_dicom.guides import read_picture
 from medenhance_dicom.masks import field_of_view
 from medenhance_dicom.prepare import PreparedRecipe
 
-__all__ = ["HONEST", "Conventional", "Honest", "Measured", "Prepared", "measure"]
+__all__ = ["HONEST", "Conventional", "Honest", "Measured", "Prepared", "bounded", "measure"]
 
 Unit = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -102,7 +102,7 @@ def measure(
         The pairs measured; an alteration for which a picture has no place is left out.
     """
     for sample in samples:
-        picture = _bounded(read_picture(sample.path))
+        picture = bounded(read_picture(sample.path))
         pairs = list(honest.pairs(picture, rng, count))
         for method, before, after, inside in pairs:
             scores = examine(before, after, level=level, inside=inside)
@@ -117,7 +117,7 @@ def measure(
                 yield Measured(kind, method, sample.group, altered.size, altered.contrast, scores)
 
 
-def _bounded(picture: Unit) -> Unit:
+def bounded(picture: Unit) -> Unit:
     """At most `LONGEST` pixels long, by area means, as the gate itself works."""
     import torch
     from torch.nn.functional import adaptive_avg_pool2d

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.guides import PICTURE_SUFFIXES
 
-__all__ = ["Folder", "Sample", "digest_of", "find_pictures", "group_of", "split"]
+__all__ = ["Folder", "Sample", "digest_of", "find_pictures", "group_of", "split", "unseen"]
 
 _Side = defaultdict[str, list[list["Sample"]]]
 """Folder -> its groups."""
@@ -73,6 +73,12 @@ def group_of(path: Path) -> str:
     if path.stem.isdigit() and any(part.startswith("cvc") for part in path.parts):
         return f"cvc {int(np.searchsorted(CVC, int(path.stem), 'right'))}"
     return path.stem
+
+
+def unseen(samples: Sequence[Sample], learned: Collection[str]) -> list[Sample]:
+    """Those of patients and sequences of whom no picture was learned from; see `manifest.learned_pictures`."""
+    known = {s.group for s in samples if hashlib.sha256(s.path.read_bytes()).hexdigest()[:16] in learned}
+    return [sample for sample in samples if sample.group not in known]
 
 
 def split(

@@ -22,7 +22,7 @@ from medenhance_dicom.comparison.pairs import FramePair, Pair
 from medenhance_dicom.comparison.panels import Picture, colours, difference_picture, map_picture, picture
 from medenhance_dicom.errors import OutputError
 from medenhance_dicom.gate import FrameScores, Region
-from medenhance_dicom.verdicts import excess_of, unit_of
+from medenhance_dicom.verdicts import excess_of
 
 __all__ = ["MOST_PAIRS", "write_page"]
 
@@ -138,7 +138,7 @@ def _scores(judgement: Judgement) -> str:
     rows = [("LaSSIM", lassim, f"at least {verdict['minimum']:.4g}", f"whole frame{frame}")]
     for name, found in verdict["checks"].items():
         frame = f", frame {found['frame'] + 1}" if verdict["frames"] > 1 else ""
-        value = "not finite" if found["value"] is None else f"{found['value']:.4g} {unit_of(name)}"
+        value = "not finite" if found["value"] is None else f"{found['value']:.4g}"
         limit = "does not decide" if found["withhold"] is None else f"at most {found['withhold']:.4g}"
         rows.append((name, value, limit, f"{found['where'] or 'whole frame'}{frame}"))
     body = "".join("<tr>" + "".join(f"<td>{_text(cell)}" for cell in row) for row in rows)

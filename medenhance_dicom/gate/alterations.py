@@ -25,9 +25,12 @@ Mask = NDArray[np.bool_]
 
 SCALE = 384
 LESION_CONTRAST = (0.10, 0.30)
-VESSEL_CONTRAST = 0.05  # a segment shallower than this is not taken
+VESSEL_CONTRAST = 0.05  # of the picture that loses it; a shallower segment is not taken
+SEGMENT = 2.5  # pixels to either side of its middle
 TEXTURE_CONTRAST = (0.03, 0.08)  # root mean square
-VISIBLE = 0.03  # mean absolute change; a patch swapped for its like, or an evenly grey one inverted, alters nothing
+VISIBLE = 0.03
+"""Mean absolute change: a patch swapped for its like, or an evenly grey one inverted, alters nothing. As much has a
+segment to stand out of the other picture."""
 KEPT = 0.9  # of a lesion's contrast is left where black and white bound it
 WARP_SMOOTHNESS = 24.0
 TRIES = 60
@@ -119,15 +122,31 @@ def erased_lesion(scene: _Scene, radius: float) -> Altered | None:
     return None if found is None else Altered("erased lesion", found[0], scene.after, found[1], radius, found[2])
 
 
+def recoloured_lesion(scene: _Scene, radius: float) -> Altered | None:
+    """A soft-edged disk of the result changes its colour and keeps its luminance; `contrast` is of red or blue."""
+    if scene.after.shape[2] == 1:
+        return None
+    contrast = scene.within(*LESION_CONTRAST)
+    red, green, blue = GREY
+    for centre in scene.places(radius * scene.unit + 2):
+        tint = np.array((1, -red / green, 0) if scene.rng.random() < 0.5 else (0, -blue / green, 1))
+        tint *= contrast * float(scene.rng.choice((-1, 1)))
+        disk = _disk(scene, centre, radius)
+        changed = scene.after + tint.astype(np.float32)
+        if changed[disk > 0.5].min() >= 0 and changed[disk > 0.5].max() <= 1:
+            return _blended("recoloured lesion", scene, changed, disk, radius, contrast)
+    return None
+
+
 def erased_vessel(scene: _Scene, length: float) -> Altered | None:
-    """A segment of a vessel or nerve of the result is filled from beside it."""
-    found = _without_segment(scene, scene.after, length)
+    """A segment of a vessel or nerve that both pictures show is filled from beside it in the result."""
+    found = _without_segment(scene, scene.after, scene.before, length)
     return None if found is None else Altered("erased vessel", scene.before, found[0], found[1], length, found[2])
 
 
 def added_vessel(scene: _Scene, length: float) -> Altered | None:
-    """The result has a segment that the source lacks."""
-    found = _without_segment(scene, scene.before, length)
+    """The result has a segment that the source lacks: it is filled from beside it there."""
+    found = _without_segment(scene, scene.before, scene.after, length)
     return None if found is None else Altered("added vessel", found[0], scene.after, found[1], length, found[2])
 
 
@@ -189,6 +208,7 @@ def invented_texture(scene: _Scene, radius: float) -> Altered | None:
 KINDS: dict[str, Callable[[_Scene, float], Altered | None]] = {
     "invented lesion": invented_lesion,
     "erased lesion": erased_lesion,
+    "recoloured lesion": recoloured_lesion,
     "erased vessel": erased_vessel,
     "added vessel": added_vessel,
     "warp": warp,
@@ -200,6 +220,7 @@ KINDS: dict[str, Callable[[_Scene, float], Altered | None]] = {
 SIZES: dict[str, tuple[float, ...]] = {
     "invented lesion": (2, 3, 4, 6, 8, 12, 20),
     "erased lesion": (2, 3, 4, 6, 8, 12, 20),
+    "recoloured lesion": (4, 6, 8, 12, 20),
     "erased vessel": (10, 20, 30, 40),
     "added vessel": (10, 20, 30, 40),
     "warp": (1, 1.5, 2, 3, 4),
@@ -254,8 +275,11 @@ def _with_lesion(scene: _Scene, picture: Unit, radius: float) -> tuple[Unit, Mas
     return None
 
 
-def _without_segment(scene: _Scene, picture: Unit, length: float) -> tuple[Unit, Mask, float] | None:
-    """The picture without a segment of a ridge, the segment, and how much luminance changed along its middle."""
+def _without_segment(scene: _Scene, picture: Unit, other: Unit, length: float) -> tuple[Unit, Mask, float] | None:
+    """The picture without a segment of a ridge, the segment, and how much luminance changed along its middle.
+
+    A segment counts that the other picture shows, too: what an enhancer brought up out of nothing cannot be erased.
+    """
     light = luminance(picture)
     sigma = 1.5 * scene.unit
     strength, across = _ridges(light, sigma, scene.inside)
@@ -268,18 +292,24 @@ def _without_segment(scene: _Scene, picture: Unit, length: float) -> tuple[Unit,
             continue
         middle = np.zeros_like(scene.inside)
         middle[path[:, 0], path[:, 1]] = True
-        away = distance_transform_edt(~middle)
-        near = away <= 2.5 * scene.unit
-        weight = (~near).astype(np.float32)
-        blur = 2.5 * scene.unit
-        total = gaussian_filter(picture * weight[..., None], (blur, blur, 0))
-        filled = total / (gaussian_filter(weight, blur) + 1e-6)[..., None]
-        share = np.clip(3.5 - away / scene.unit, 0, 1)[..., None]
-        changed = (picture + share * (filled - picture)).astype(np.float32)
+        away = distance_transform_edt(~middle) / scene.unit
+        changed = _filled(picture, away, scene.unit)
         depth = float(np.abs(luminance(changed) - light)[middle].mean())
-        if depth >= VESSEL_CONTRAST:
-            return changed, near, depth
+        if depth < VESSEL_CONTRAST:
+            continue
+        if np.abs(luminance(_filled(other, away, scene.unit)) - luminance(other))[middle].mean() >= VISIBLE:
+            return changed, away <= SEGMENT, depth
     return None
+
+
+def _filled(picture: Unit, away: Plane, unit: float) -> Unit:
+    """The picture with what lies within `SEGMENT` of a line filled from beside it; `away` (H, W) from it, at 384."""
+    weight = (away > SEGMENT).astype(np.float32)
+    blur = SEGMENT * unit
+    total = gaussian_filter(picture * weight[..., None], (blur, blur, 0))
+    filled = total / (gaussian_filter(weight, blur) + 1e-6)[..., None]
+    share = np.clip(SEGMENT + 1 - away, 0, 1)[..., None]
+    return (picture + share * (filled - picture)).astype(np.float32)
 
 
 def _ridges(light: Plane, sigma: float, inside: Mask) -> tuple[Plane, NDArray[np.float64]]:

@@ -56,8 +56,8 @@ class FrameScores:
 def examine(before: Unit, after: Unit, *, level: int = 3, inside: NDArray[np.bool_] | None = None) -> FrameScores:
     """Measure one frame: LaSSIM in double precision, and the checks at 384 pixels of the longer side or fewer.
 
-    local: structure that one of the two pictures shows and the other cannot explain, see `local.local_map`.
-    displacement: largest local shift in pixels at working size, see `alignment.shift_map`.
+    local: how sure the detector is that structure was invented, erased or changed somewhere, log(1 + odds).
+    displacement: how sure it is that structure was moved, log(1 + odds); see `detector.altered_maps`.
     inversion: 1 - the lowest local correlation, in [0, 2]; above 1 local contrast has changed its sign.
     blur: how much less of the fine detail than of the coarse is left along strong edges; 1: nothing lost.
 
@@ -69,6 +69,8 @@ def examine(before: Unit, after: Unit, *, level: int = 3, inside: NDArray[np.boo
 
     Raises:
         ValueError: The shapes differ.
+        ModelError: The detector's weights are missing or altered. Where the manifest has no detector at all, `local`
+            and `displacement` are not measured.
     """
     import torch
 
@@ -86,7 +88,7 @@ def examine(before: Unit, after: Unit, *, level: int = 3, inside: NDArray[np.boo
         if min(height, width) < SMALLEST:
             return FrameScores(score)
         if np.array_equal(before, after):
-            return FrameScores(score, {"local": 0.0, "displacement": 0.0, "inversion": 0.0, "blur": 1.0})
+            return FrameScores(score, dict.fromkeys(CHECKS, 0.0) | {"blur": 1.0})
         maps, sharpness = _measured(before, after, inside)
         checks = {name: float(values.max()) for name, values in maps.items()} | {"blur": sharpness}
         regions = {n: _worst_region(m, (height, width)) for n, m in maps.items() if checks[n] > 0}
@@ -94,7 +96,7 @@ def examine(before: Unit, after: Unit, *, level: int = 3, inside: NDArray[np.boo
 
 
 def structure_map(before: Unit, after: Unit, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-    """Where the check `local` objects, and how much: divided by its limit, it objects from 1 up.
+    """Where the check `local` objects, and how much; divided by its limit, it objects from 1 up.
 
     Args:
         before: (H, W, C) in [0, 1], C = 1 or 3 (RGB), finite.
@@ -102,10 +104,11 @@ def structure_map(before: Unit, after: Unit, inside: NDArray[np.bool_] | None = 
         inside: (H, W), where the enhancer may have changed something; None: everywhere.
 
     Returns:
-        (H, W), 0 and up; its largest value is that of the check. 0 everywhere below 32 x 32 pixels.
+        (H, W), 0 and up; its largest value is that of the check. 0 below 32 x 32 pixels and without detector.
 
     Raises:
         ValueError: The shapes differ.
+        ModelError: As `examine`.
     """
     import torch
     from torch.nn import functional
@@ -114,8 +117,13 @@ def structure_map(before: Unit, after: Unit, inside: NDArray[np.bool_] | None = 
     size = before.shape[:2]
     if min(size) < SMALLEST or np.array_equal(before, after):
         return np.zeros(size, np.float32)
+    from medenhance_dicom.gate.detector import altered_maps
+    from medenhance_dicom.gate.working import prepare
+
     with torch.inference_mode(), one_thread():
-        found = _measured(before, after, inside)[0]["local"]
+        found = altered_maps(prepare(before, after, inside)).get("local")
+        if found is None:
+            return np.zeros(size, np.float32)
         full = functional.interpolate(found[None, None], size=size, mode="nearest")[0, 0]
         return full.numpy().astype(np.float32)
 
@@ -138,21 +146,13 @@ def one_thread() -> Iterator[None]:
 
 def _measured(before: Unit, after: Unit, inside: NDArray[np.bool_] | None) -> tuple[dict[str, Tensor], float]:
     """The maps of the checks, (h, w) of any size each, and the blur of the frame."""
-    from medenhance_dicom.gate.alignment import correlation_map, shift_map
     from medenhance_dicom.gate.blur import lost_sharpness
-    from medenhance_dicom.gate.explained import unexplained
-    from medenhance_dicom.gate.local import local_map
+    from medenhance_dicom.gate.detector import altered_maps
+    from medenhance_dicom.gate.inversion import correlation_map
     from medenhance_dicom.gate.working import prepare
 
     pair = prepare(before, after, inside)
-    invented = unexplained(pair.before, pair.after, pair.inside)
-    erased = unexplained(pair.after, pair.before, pair.inside)
-    maps = {
-        "local": local_map(pair, invented, erased),
-        "displacement": shift_map(pair, invented[0]),
-        "inversion": correlation_map(pair),
-    }
-    return maps, lost_sharpness(pair)
+    return altered_maps(pair) | {"inversion": correlation_map(pair)}, lost_sharpness(pair)
 
 
 def _worst_region(found: Tensor, shape: tuple[int, int]) -> Region:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from medenhance_dicom.lassim import GREY
 
-__all__ = ["LONGEST", "Pair", "band", "core_of", "enlarged", "halved", "prepare", "quantile", "smooth"]
+__all__ = ["LONGEST", "Pair", "band", "core_of", "halved", "prepare", "quantile", "smooth"]
 
 LONGEST = 384
 """Pixels of the longer side at which sizes are stated; larger frames are brought to it by area means."""
@@ -70,23 +70,16 @@ def halved(x: Tensor) -> Tensor:
     return small.reshape(*x.shape[:-2], *small.shape[-2:])
 
 
-def enlarged(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(..., h, w) brought to `size`, bilinear."""
-    planes = functional.interpolate(x.reshape(1, -1, *x.shape[-2:]), size=size, mode="bilinear", align_corners=False)
-    return planes.reshape(*x.shape[:-2], *size)
-
-
 def band(x: Tensor) -> Tensor:
     """The band of (..., h, w) that answers most to a disk of radius 2: smoothed at sigma 1 less at sigma 2.2."""
     fine = smooth(x)
     return fine - smooth(fine, 2)
 
 
-def core_of(here: Tensor, depth: int = 2) -> Tensor:
-    """Bool (h, w), what lies at least `depth` pixels inside the field and the frame; a band sees the rim that far."""
-    outside = functional.pad((here < 0.99).float(), (depth,) * 4, value=1.0)
-    side = 2 * depth + 1
-    return functional.max_pool2d(functional.max_pool2d(outside[None], (side, 1), 1), (1, side), 1)[0] == 0
+def core_of(here: Tensor) -> Tensor:
+    """Bool (h, w), what lies at least two pixels inside the field and the frame; a band sees the rim that far."""
+    outside = functional.pad((here < 0.99).float(), (2, 2, 2, 2), value=1.0)
+    return functional.max_pool2d(outside[None], 5, 1)[0] == 0
 
 
 def quantile(values: Tensor, share: float) -> Tensor:

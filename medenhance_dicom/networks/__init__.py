@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from medenhance_dicom.networks.csnet import CSNet
+from medenhance_dicom.networks.detector import AlterationDetector
 from medenhance_dicom.networks.enlightengan import EnlightenGANGenerator
 from medenhance_dicom.networks.guide_encoder import GuideDecoder, GuideEncoder
 from medenhance_dicom.networks.heatmap import HeatMapNet
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NETWORKS",
+    "AlterationDetector",
     "CSNet",
     "EnlightenGANGenerator",
     "GatedResNet8",
@@ -37,6 +39,7 @@ __all__ = [
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "csnet": CSNet,
+    "detector": AlterationDetector,
     "enlightengan": EnlightenGANGenerator,
     "guide_encoder": GuideEncoder,
     "heatmap": HeatMapNet,
@@ -59,7 +62,7 @@ def build_network(name: str, **config: Any) -> nn.Module:
     Returns:
         A module. "stillgan", "resnet9" and "enlightengan" map (B, C, H, W) in [-1, 1] to the same shape and range;
         "hqgnet" does so through `GuidedNetwork`; "guide_encoder" gives vectors, "csnet", "unet",
-        "heatmap", "resnet8" and "mcfnet" logits.
+        "heatmap", "resnet8", "mcfnet" and "detector" logits.
 
     Raises:
         KeyError: No network of that name.

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def _double(channels_in: int, channels_out: int) -> nn.Sequential:
+def double_convolution(channels_in: int, channels_out: int) -> nn.Sequential:
+    """Two 3 x 3 convolutions, each with batch normalisation and ReLU."""
     layers: list[nn.Module] = []
     for c in (channels_in, channels_out):
         layers += [nn.Conv2d(c, channels_out, 3, padding=1, bias=False), nn.BatchNorm2d(channels_out), nn.ReLU()]
@@ -27,8 +28,8 @@ class UNet(nn.Module):
         super().__init__()
         self.channels, self.multiple = channels, 2**poolings
         c = [width * 2**k for k in range(poolings + 1)]
-        self.encoder = nn.ModuleList(_double(i, o) for i, o in zip([channels, *c[:-1]], c, strict=True))
-        self.decoder = nn.ModuleList(_double(3 * o, o) for o in c[:-1])
+        self.encoder = nn.ModuleList(double_convolution(i, o) for i, o in zip([channels, *c[:-1]], c, strict=True))
+        self.decoder = nn.ModuleList(double_convolution(3 * o, o) for o in c[:-1])
         self.last = nn.Conv2d(width, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:

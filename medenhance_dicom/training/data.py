@@ -158,7 +158,8 @@ def _load_labelled(
         if recipe.task.kind == "fovea":
             with Image.open(path) as opened:
                 place = Placement(opened.height, opened.width, recipe.data.size)
-            truth: Truth = np.array(place.point(values[0], values[1]), np.float32)
+            row, column = np.mean(np.reshape(values, (2, -1)), axis=1)
+            truth: Truth = np.array(place.point(row, column), np.float32)
         else:
             truth = np.array(values[0], np.int64)
             if truth != values[0] or not 0 <= truth < recipe.task.levels:

@@ -198,7 +198,8 @@ class Task(TaskNetwork):
     masks: list[Pictures] = []
     """In the same order as `pictures`; what is above half is foreground."""
     columns: tuple[str, ...] = ()
-    """Of the tables: row and column in pixels for a fovea, the level for grading."""
+    """Of the tables: row and column in pixels for a place, or first and last row, first and last column of a box of
+    which it is the middle; the level for grading."""
     validation_pictures: list[Pictures] = []
     validation_masks: list[Pictures] = []
     degraded_fraction: float = 1.0
@@ -206,9 +207,9 @@ class Task(TaskNetwork):
 
     @model_validator(mode="after")
     def _check_truth(self) -> Self:
-        expected = {"fovea": 2, "grading": 1}.get(self.kind, 0)
-        if len(self.columns) != expected:
-            raise ValueError(f"kind {self.kind!r} needs {expected} columns")
+        expected = {"fovea": (2, 4), "grading": (1,)}.get(self.kind, (0,))
+        if len(self.columns) not in expected:
+            raise ValueError(f"kind {self.kind!r} needs {' or '.join(map(str, expected))} columns")
         if self.mode != "none" and self.network == "tortuosity":
             raise ValueError('nothing can be trained through "tortuosity": take "resnet8"')
         if self.mode == "joint" and self.kind == "quality":
