@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,11 +136,8 @@ class SeriesWork:
         self, folder: Path, plan: dict[str, Any], settings: NodeSettings, stopping: threading.Event
     ) -> dict[str, Any] | Result:
         """As `Enhancing.go`; only that takes turns, so that what is before and after goes on beside another series."""
-        with locked(folder / f".{FETCH}.lock") as free:
-            if not free:
-                return Result("waiting", "another worker is at it", (Task(ENHANCE, _BUSY),))
-            if (waits := self._fetching.at_once(folder, stopping)) is not None:
-                return waits
+        if (waits := self._fetching.at_once(folder, stopping)) is not None:
+            return waits
         with self._turns.turn(behind=plan.get("priority", 0) > 0, stopping=stopping) as mine:
             if not mine:
                 return Result("waiting", "the worker stopped", (Task(ENHANCE),))
@@ -199,7 +196,8 @@ class SeriesWork:
 
     def _mark_done(self, folder: Path, plan: dict[str, Any]) -> None:
         """Once the last destination has everything; two may end at the same time."""
-        with locked(folder / ".done.lock", wait=True):
+        alone = len(plan["destinations"]) < 2
+        with nullcontext() if alone else locked(folder / ".done.lock", wait=True):
             ended = read_whole(folder / "enhanced.json")
             if (folder / "done.json").exists() or ended is None or "failed" in ended:
                 return
