@@ -155,7 +155,7 @@ def work(config: Path, claims: int, counter: Path) -> None:
     from dbos._sys_db import SystemDatabase
 
     SystemDatabase.start_queued_workflows = counted(SystemDatabase.start_queued_workflows)  # type: ignore[method-assign]
-    for name in ("FETCHES", "TAKEN", "DELIVERIES"):
+    for name in ("FETCHES", "TAKEN", "TAKEN_BY_FEW", "DELIVERIES"):
         setattr(worker, name, getattr(worker, name) * claims)
     for name in ("POLLING_SECONDS", "UNHURRIED_SECONDS"):
         setattr(worker, name, getattr(worker, name) / claims)

@@ -40,9 +40,11 @@ DELIVERIES = 4
 """Gos at one destination that a worker runs at once: a peer that stalls holds up nobody else."""
 FETCHES = 2
 """Series that a worker fetches at once, while it enhances another."""
-TAKEN = 4
-"""Of work that nobody waits for: one that is enhanced, and some that stand ready, so that none is waited for even
-where one takes half as long as it takes until the next look."""
+TAKEN = 2
+"""Of work that nobody waits for: one that is enhanced, and one that stands ready, so that none is waited for."""
+TAKEN_BY_FEW = 4
+"""Likewise, in a store that has jobs of archives alone. Its workers are few, so that none keeps work from the others,
+and its series may be small: none is waited for where one takes a quarter as long as it takes until the next look."""
 _BACK = 60.0
 """Seconds that clocks may differ before a pause is taken for one that began on another clock."""
 
@@ -151,7 +153,10 @@ def launch(
             on_conflict="always_update",
         )
         DBOS.register_queue(
-            REENHANCING, worker_concurrency=TAKEN, polling_interval_sec=UNHURRIED_SECONDS, on_conflict="always_update"
+            REENHANCING,
+            worker_concurrency=TAKEN if hurried else TAKEN_BY_FEW,
+            polling_interval_sec=UNHURRIED_SECONDS,
+            on_conflict="always_update",
         )
         DBOS.register_queue(
             DELIVERING,

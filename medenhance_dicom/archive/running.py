@@ -50,7 +50,7 @@ PRIORITY = 10
 """Behind the node's live work, which has 0."""
 OUTPUT, KEPT_ASIDE = "archive-output", "archive-shadow"
 """Names of the destinations that `--output` and `--shadow-output` make."""
-TICK_SECONDS = 0.2
+TICK_SECONDS = 0.5
 _TOGETHER, _TOGETHER_SECONDS = 16, 2.0
 """Series that are taken in and begun together, so that transactions and flushes are shared; and how long one that is
 done waits for others."""
