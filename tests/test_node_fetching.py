@@ -11,9 +11,12 @@ import pytest
 from medenhance_dicom.errors import PeerError
 from medenhance_dicom.jobs import ENHANCE, FETCH, Result, Task
 from medenhance_dicom.node import sources
+from medenhance_dicom.node.delivering import Peers
 from medenhance_dicom.node.enhancing import Turns
 from medenhance_dicom.node.fetching import Fetching, places_of, settings_of
+from medenhance_dicom.node.jobfolder import locked
 from medenhance_dicom.node.settings import Destination, NodeSettings, Work
+from medenhance_dicom.node.work import SeriesWork
 from tests.synthetic import make_file
 
 WORK = Work(attempts=3, first_pause=2.0, longest_pause=60.0)
@@ -139,6 +142,20 @@ def test_a_source_on_disks(tmp_path):
     near = [str(tmp_path), "/not/there", f"@{tmp_path / 'list.csv'}"]
     far = ["PACS@127.0.0.1:104", "http://127.0.0.1/dicom-web", f"@{tmp_path / 'list.csv'} from PACS@127.0.0.1:104"]
     assert [sources.on_disks(text) for text in near + far] == [True] * 3 + [False] * 3
+
+
+def test_whatever_an_archives_job_comes_to_it_stays_behind_the_work_of_the_day(tmp_path):
+    settings = NodeSettings(store=tmp_path / "store")
+    folder = settings.store / "archive" / ("a" * 32)
+    (folder / "source").mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps({"archive": True, "priority": 10, "enhance": True, "made": 0.0,
+                                                  "destinations": []}))  # fmt: skip
+    work = SeriesWork(lambda: settings, Peers(*[None] * 3))
+    stopping = threading.Event()
+    with locked(folder / ".enhance.lock"):
+        assert work.go(folder.name, ENHANCE, stopping).then == (Task(ENHANCE, 5.0, 10),)
+    stopping.set()
+    assert work.go(folder.name, ENHANCE, stopping).then == (Task(ENHANCE, 0.0, 10),)
 
 
 def test_a_job_enhances_in_its_own_way_and_sends_nothing_but_derived_files():

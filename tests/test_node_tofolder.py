@@ -93,3 +93,13 @@ def test_an_original_is_never_linked_nor_is_a_file_on_another_disk(tmp_path, mon
         assert not there.samefile(original)
         assert not there.is_symlink()
     assert original.stat().st_nlink == 1
+
+
+def test_a_folder_that_hands_its_group_on_gets_copies(tmp_path):
+    path = make_file(tmp_path / "a.dcm", "CT")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o2770)
+    store_in_folder([path], to(tmp_path / "out"), link=True)
+    (there,) = (tmp_path / "out").rglob("*.dcm")
+    assert there.read_bytes() == path.read_bytes()
+    assert not there.samefile(path)

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,12 +101,26 @@ def _store(path: Path, target: Path, *, link: bool) -> bool:
 
 
 def _linked(path: Path, target: Path) -> bool:
-    """Whether the file has the other name now; not on another file system, nor if it is a link to an original."""
-    if path.is_symlink():
+    """Whether the file has the other name now.
+
+    Not on another file system, not if it is a link to an original, nor where a folder hands its own rights on.
+    """
+    if path.is_symlink() or _hands_rights_on(target.parent):
         return False
     try:
         target.hardlink_to(path)
     except OSError:  # what is really wrong, copying will tell
+        return False
+    return True
+
+
+def _hands_rights_on(folder: Path) -> bool:
+    """Whether files that are made in a folder get its group, or its default access list."""
+    if folder.stat().st_mode & stat.S_ISGID:
+        return True
+    try:
+        os.getxattr(folder, "system.posix_acl_default")
+    except (OSError, AttributeError):  # it has none; not Linux
         return False
     return True
 
