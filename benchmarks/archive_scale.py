@@ -133,6 +133,7 @@ def resident(pid: int) -> int:
 def work(config: Path, claims: int, counter: Path) -> None:
     """A process that stands for `claims` workers; what `--work` runs."""
     from medenhance_dicom import worker
+    from medenhance_dicom.allocator import keep_one_arena
     from medenhance_dicom.node import enhancing, fetching
     from medenhance_dicom.node import work as node_work
     from medenhance_dicom.node.control import database_of
@@ -140,6 +141,7 @@ def work(config: Path, claims: int, counter: Path) -> None:
     from medenhance_dicom.node.forward import SendReport, Sent
     from medenhance_dicom.node.settings import load_settings
 
+    keep_one_arena()
     looks = 0
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,7 +155,7 @@ def work(config: Path, claims: int, counter: Path) -> None:
     from dbos._sys_db import SystemDatabase
 
     SystemDatabase.start_queued_workflows = counted(SystemDatabase.start_queued_workflows)  # type: ignore[method-assign]
-    for name in ("FETCHES", "TAKEN", "DELIVERIES"):
+    for name in ("FETCHES", "TAKEN", "TAKEN_BY_FEW", "DELIVERIES"):
         setattr(worker, name, getattr(worker, name) * claims)
     for name in ("POLLING_SECONDS", "UNHURRIED_SECONDS"):
         setattr(worker, name, getattr(worker, name) / claims)

@@ -134,6 +134,18 @@ class Jobs:
         """Add a job. One that was added before is left as it is, whatever became of it."""
         self._client.enqueue(enqueue_options(job, stage, number, 0.0, priority), job, stage, number)
 
+    def enqueue_all(self, jobs: Iterable[tuple[str, str]], *, priority: int = 0) -> None:
+        """Add jobs as `enqueue` does, all or none.
+
+        Args:
+            jobs: Id, and the stage that it begins with.
+            priority: Of all.
+        """
+        with self._client._sys_db.engine.begin() as connection:
+            for job, stage in jobs:
+                options = enqueue_options(job, stage, 0, 0.0, priority)
+                self._client.enqueue_in_transaction(connection, options, job, stage, 0)
+
     def all(self) -> list[JobState]:
         """Every job, oldest first."""
         return _states(self._rows())

@@ -34,12 +34,17 @@ from medenhance_dicom.jobs import (
 POLLING_SECONDS = 0.1
 UNHURRIED_SECONDS = 0.4
 """Between looks at the queues of work that nobody waits for; a look costs about 3 ms of a core."""
+SELDOM_SECONDS = 4.0
+"""Between looks at queues that are only used where something went wrong."""
 DELIVERIES = 4
 """Gos at one destination that a worker runs at once: a peer that stalls holds up nobody else."""
 FETCHES = 2
 """Series that a worker fetches at once, while it enhances another."""
 TAKEN = 2
 """Of work that nobody waits for: one that is enhanced, and one that stands ready, so that none is waited for."""
+TAKEN_BY_FEW = 4
+"""Likewise, in a store that has jobs of archives alone. Its workers are few, so that none keeps work from the others,
+and its series may be small: none is waited for where one takes a quarter as long as it takes until the next look."""
 _BACK = 60.0
 """Seconds that clocks may differ before a pause is taken for one that began on another clock."""
 
@@ -104,6 +109,7 @@ def launch(
     beat: float = 5.0,
     silent: float = 60.0,
     hurried: bool = True,
+    at_hand: bool = False,
     longest: float = 3600.0,
 ) -> Worker:
     """Start working in threads of this process, on one series and `DELIVERIES` deliveries to each peer at once.
@@ -119,6 +125,8 @@ def launch(
         beat: Seconds between heartbeats.
         silent: Seconds without a heartbeat after which a worker is dead to the others.
         hurried: Somebody may wait for the work; else live jobs are not looked for.
+        at_hand: Nothing comes or goes over a network, so fetching and delivering are no stages of their own, but where
+            something went wrong.
         longest: Seconds that no pause of this work exceeds; a longer one was begun on a clock that has been set back.
 
     Raises:
@@ -139,15 +147,21 @@ def launch(
             ENHANCING, worker_concurrency=1, polling_interval_sec=POLLING_SECONDS, on_conflict="always_update"
         )
         DBOS.register_queue(
-            FETCHING, worker_concurrency=FETCHES, polling_interval_sec=UNHURRIED_SECONDS, on_conflict="always_update"
+            FETCHING,
+            worker_concurrency=FETCHES,
+            polling_interval_sec=SELDOM_SECONDS if at_hand else UNHURRIED_SECONDS,
+            on_conflict="always_update",
         )
         DBOS.register_queue(
-            REENHANCING, worker_concurrency=TAKEN, polling_interval_sec=UNHURRIED_SECONDS, on_conflict="always_update"
+            REENHANCING,
+            worker_concurrency=TAKEN if hurried else TAKEN_BY_FEW,
+            polling_interval_sec=UNHURRIED_SECONDS,
+            on_conflict="always_update",
         )
         DBOS.register_queue(
             DELIVERING,
             partition_worker_concurrency=DELIVERIES,
-            polling_interval_sec=POLLING_SECONDS if hurried else UNHURRIED_SECONDS,
+            polling_interval_sec=SELDOM_SECONDS if at_hand else POLLING_SECONDS if hurried else UNHURRIED_SECONDS,
             on_conflict="always_update",
         )
         return Worker(executor, database, lock, beat=beat, silent=silent, longest=longest)

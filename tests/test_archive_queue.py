@@ -44,6 +44,21 @@ def test_which_queue_a_go_stands_in():
     assert (options["queue_name"], options["queue_partition_key"], options["priority"]) == ("deliver", "to.disk", 10)
 
 
+def test_many_are_added_at_once_and_those_that_are_there_stay(database):
+    jobs = Jobs(database)
+    jobs.enqueue("1" * 32, stage=FETCH, priority=10)
+    jobs.cancel("1" * 32)
+    jobs.enqueue_all([("1" * 32, FETCH), ("2" * 32, ENHANCE)], priority=10)
+    found = {state.job[0]: (state.state, state.stages[0].stage) for state in jobs.all()}
+    assert found == {"1": ("cancelled", FETCH), "2": ("queued", ENHANCE)}
+    (options,) = (row for row in jobs._rows("2" * 32))
+    assert (options.queue_name, options.priority) == ("reenhance", 10)
+    with pytest.raises(ValueError, match="not enough values"):
+        jobs.enqueue_all([("3" * 32, ENHANCE), ()])
+    assert len(jobs.all()) == 2
+    jobs.close()
+
+
 @pytest.mark.slow
 def test_jobs_are_found_by_their_ids_whatever_their_numbers(tmp_path, database):
     jobs, work = Jobs(database), Series()

@@ -5,14 +5,19 @@ import threading
 import time
 from pathlib import Path
 
+import pydicom
 import pytest
 
 from medenhance_dicom.errors import PeerError
 from medenhance_dicom.jobs import ENHANCE, FETCH, Result, Task
 from medenhance_dicom.node import sources
+from medenhance_dicom.node.delivering import Peers
 from medenhance_dicom.node.enhancing import Turns
 from medenhance_dicom.node.fetching import Fetching, places_of, settings_of
+from medenhance_dicom.node.jobfolder import locked
 from medenhance_dicom.node.settings import Destination, NodeSettings, Work
+from medenhance_dicom.node.work import SeriesWork
+from tests.synthetic import make_file
 
 WORK = Work(attempts=3, first_pause=2.0, longest_pause=60.0)
 
@@ -103,6 +108,54 @@ def test_stopping_is_no_failure(job, monkeypatch):
     for _ in range(5):
         assert go(job, monkeypatch, stopping, pacs=Shelf()).then == (Task(FETCH),)
     assert go(job, monkeypatch, pacs=Shelf()).state == "done"
+
+
+def test_what_lies_on_disks_needs_no_stage(job, tmp_path):
+    (tmp_path / "archive").mkdir()
+    path = make_file(tmp_path / "archive" / "a.dcm", "CT")
+    instance = pydicom.dcmread(path)
+    uids = [instance.StudyInstanceUID, instance.SeriesInstanceUID, instance.SOPInstanceUID]
+    wanted = [[str(path), *uids, "3"], [str(path.with_name("gone.dcm")), *uids, "3"]]
+    group = {"source": str(path.parent), "options": {}, "wanted": wanted[:1], "keys": ["a"]}
+    (job / "fetch.json").write_text(json.dumps({"groups": [group]}))
+    fetching, running = Fetching(lambda: 1000.0), threading.Event()
+    for _ in range(2):  # as often as it is enhanced
+        assert fetching.at_once(job, running) is None
+        assert (job / "source" / "0.dcm").readlink() == path
+    assert not (job / "fetched.json").exists()
+    (job / "fetch.json").write_text(json.dumps({"groups": [group | {"wanted": wanted, "keys": ["a", "b"]}]}))
+    assert fetching.at_once(job, running) is None
+    assert list(json.loads((job / "fetched.json").read_text())["missing"]) == ["1.dcm"]
+    assert [p.name for p in (job / "source").iterdir()] == ["0.dcm"]
+
+
+def test_what_comes_over_a_network_is_left_to_its_stage(job):
+    ask(job, ("PACS@127.0.0.1:104", "a"), ("/archive", "b"))
+    assert Fetching(lambda: 1000.0).at_once(job, threading.Event()).then == (Task(FETCH),)
+    assert list((job / "source").iterdir()) == []
+    (job / "fetched.json").write_text('{"missing": {}}')
+    assert Fetching(lambda: 1000.0).at_once(job, threading.Event()) is None
+
+
+def test_a_source_on_disks(tmp_path):
+    (tmp_path / "list.csv").write_text("1.2.3\n")
+    near = [str(tmp_path), "/not/there", f"@{tmp_path / 'list.csv'}"]
+    far = ["PACS@127.0.0.1:104", "http://127.0.0.1/dicom-web", f"@{tmp_path / 'list.csv'} from PACS@127.0.0.1:104"]
+    assert [sources.on_disks(text) for text in near + far] == [True] * 3 + [False] * 3
+
+
+def test_whatever_an_archives_job_comes_to_it_stays_behind_the_work_of_the_day(tmp_path):
+    settings = NodeSettings(store=tmp_path / "store")
+    folder = settings.store / "archive" / ("a" * 32)
+    (folder / "source").mkdir(parents=True)
+    (folder / "plan.json").write_text(json.dumps({"archive": True, "priority": 10, "enhance": True, "made": 0.0,
+                                                  "destinations": []}))  # fmt: skip
+    work = SeriesWork(lambda: settings, Peers(*[None] * 3))
+    stopping = threading.Event()
+    with locked(folder / ".enhance.lock"):
+        assert work.go(folder.name, ENHANCE, stopping).then == (Task(ENHANCE, 5.0, 10),)
+    stopping.set()
+    assert work.go(folder.name, ENHANCE, stopping).then == (Task(ENHANCE, 0.0, 10),)
 
 
 def test_a_job_enhances_in_its_own_way_and_sends_nothing_but_derived_files():

@@ -66,3 +66,40 @@ def test_a_folder_that_takes_nothing(tmp_path):
     assert not failed.permanent
     with pytest.raises(ConfigurationError):
         store_in_folder([path], Destination(name="there", stow="http://127.0.0.1/studies"))
+
+
+def test_a_file_that_is_not_kept_gets_another_name(tmp_path):
+    path = make_file(tmp_path / "a.dcm", "CT")
+    for _ in range(2):  # a killed worker did it before
+        report = store_in_folder([path], to(tmp_path / "out"), link=True)
+        assert [sent.path for sent in report.sent] == [path]
+    (there,) = (path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert there.samefile(path)
+    other = make_file(tmp_path / "b.dcm", "CT", rows=20)
+    (failed,) = store_in_folder([other], to(tmp_path / "out"), link=True).failed
+    assert failed.permanent
+    assert there.samefile(path)
+
+
+def test_an_original_is_never_linked_nor_is_a_file_on_another_disk(tmp_path, monkeypatch):
+    original = make_file(tmp_path / "original.dcm", "CT")
+    path = tmp_path / "a.dcm"
+    path.symlink_to(original)
+    store_in_folder([path], to(tmp_path / "out"), link=True)
+    monkeypatch.setattr("os.link", lambda *_, **__: (_ for _ in ()).throw(OSError(18, "another file system")))
+    store_in_folder([original], to(tmp_path / "far"), link=True)
+    for there in [*(tmp_path / "out").rglob("*.dcm"), *(tmp_path / "far").rglob("*.dcm")]:
+        assert there.read_bytes() == original.read_bytes()
+        assert not there.samefile(original)
+        assert not there.is_symlink()
+    assert original.stat().st_nlink == 1
+
+
+def test_a_folder_that_hands_its_group_on_gets_copies(tmp_path):
+    path = make_file(tmp_path / "a.dcm", "CT")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o2770)
+    store_in_folder([path], to(tmp_path / "out"), link=True)
+    (there,) = (tmp_path / "out").rglob("*.dcm")
+    assert there.read_bytes() == path.read_bytes()
+    assert not there.samefile(path)

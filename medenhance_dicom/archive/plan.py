@@ -19,7 +19,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -434,6 +434,14 @@ class Plan:
         """Its folder and its rows in the queue are gone. Without results its series is open as before."""
         with self._transaction():
             self._db.execute("DELETE FROM job WHERE id = ?", (job,))
+
+    def together(self) -> AbstractContextManager[None]:
+        """What is entered in this block is entered as one: all of it or nothing.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        return self._transaction()
 
     # ------------------------------------------------------------ looking
 

@@ -40,6 +40,7 @@ from medenhance_dicom.node.delivering import TO
 from medenhance_dicom.node.fetching import places_of
 from medenhance_dicom.node.jobfolder import ARCHIVE, flush, read_whole, write_whole
 from medenhance_dicom.node.settings import NodeSettings, load_settings
+from medenhance_dicom.node.sources import on_disks
 from medenhance_dicom.node.worker import STEP_SECONDS
 
 if TYPE_CHECKING:
@@ -49,8 +50,11 @@ PRIORITY = 10
 """Behind the node's live work, which has 0."""
 OUTPUT, KEPT_ASIDE = "archive-output", "archive-shadow"
 """Names of the destinations that `--output` and `--shadow-output` make."""
-TICK_SECONDS = 0.2
-_LOOK_SECONDS = 2.0
+TICK_SECONDS = 0.5
+_TOGETHER, _TOGETHER_SECONDS = 16, 2.0
+"""Series that are taken in and begun together, so that transactions and flushes are shared; and how long one that is
+done waits for others."""
+_LOOK_SECONDS = 5.0
 _LOOK_AT_FAILED_SECONDS = 30.0
 _CANCEL_SECONDS = 60.0
 _WORKER_SECONDS = STEP_SECONDS + 15.0
@@ -155,6 +159,7 @@ class Coordinator:
         self._jobs = Jobs(database_of(settings))
         self._audit = Audit(settings.store / "audit" / "audit.jsonl", clock=clock)
         self._sources = {source.id: source for source in plan.sources()}
+        self._on_disks = {source.name: on_disks(source.name) for source in plan.sources()}
         self._pace = Pace(request.max_per_hour, request.off_peak, clock=clock, monotonic=monotonic)
         self._workers: Children | None = None
         self._live = config.parent.absolute() != plan.folder.absolute()  # a node's store
@@ -163,6 +168,8 @@ class Coordinator:
         self._unqueued: list[JobRow] = []
         self._astray: set[str] = set()
         self._cursor, self._exhausted = 0, False
+        self._together = min(_TOGETHER, max(1, request.ahead // 4))
+        self._taken_in = -float("inf")
         self._unlucky = 0
         self._full = ""
         self._sizes: dict[str, int] = {}
@@ -195,7 +202,7 @@ class Coordinator:
         finally:
             self._send_home()
             with suppress(OSError, OutputError, SQLAlchemyError):
-                self._take_in()  # what the workers ended meanwhile
+                self._take_in(all_of_them=True)  # what the workers ended meanwhile
             with suppress(OSError, OutputError):
                 self.plan.note("ended", stopped=stop.is_set(), series=self.progress.series)
                 self._audit.append("archive run ended", plan=str(self.plan.folder), series=self.progress.series)
@@ -236,8 +243,15 @@ class Coordinator:
         if self._workers is None:
             self._workers = Children()
             for number in range(self.request.workers):
-                self._workers.add(f"worker {number + 1}", own_worker, self.config, self.request.workers, self._live)
+                self._workers.add(
+                    f"worker {number + 1}", own_worker, self.config, self.request.workers, self._live, self._at_hand()
+                )
         self._workers.tend()
+
+    def _at_hand(self) -> bool:
+        """Whether nothing comes or goes over a network."""
+        folders = {there.name for there in self.settings.destinations if there.folder} | self._folders.keys()
+        return all(self._on_disks.values()) and folders.issuperset(self._destinations)
 
     def _send_home(self) -> None:
         if self._workers is not None:
@@ -261,9 +275,19 @@ class Coordinator:
         self.progress.left = self.plan.counts()["open_series"]
 
     def _feed(self) -> int:
-        """Make jobs of open series until enough are open. Returns: how many."""
+        """Make jobs of open series, some at a time, until enough are open. Returns: how many."""
         begun = 0
-        while len(self._open) < self.request.ahead and self._pace.may_begin():
+        while chosen := self._choose():
+            self.plan.open_jobs(chosen)
+            self._unqueued += chosen
+            begun += sum(not row.shadow for row in chosen)
+            self._queue()
+        return begun
+
+    def _choose(self) -> list[JobRow]:
+        """The jobs of the next series."""
+        chosen: list[JobRow] = []
+        while len(chosen) < self._together and len(self._open) < self.request.ahead and self._pace.may_begin():
             series = next(islice(self.plan.open_series(self._cursor), 1), None)
             if series is None:
                 self._exhausted, self._full = True, ""
@@ -275,16 +299,13 @@ class Coordinator:
             rows = [] if self.plan.has_job(series.id) else self._job_rows(series)
             if not rows:
                 continue
-            self.plan.open_jobs(rows)
             self._pace.begun()
             for row in rows:
                 self._open[row.id] = row
-                self._unqueued.append(row)
                 self._sizes[row.id] = series.bytes
-            begun += 1
             self.progress.shadows += len(rows) - 1
-            self._queue()
-        return begun
+            chosen += rows
+        return chosen
 
     def _no_room(self, series: SeriesRow) -> str:
         """Why the store's disk does not take a series beside the open ones; empty if it does.
@@ -329,10 +350,16 @@ class Coordinator:
     def _queue(self) -> None:
         """Make the folders of new jobs and enqueue them; while the disk or the database is away they wait here."""
         while self._unqueued:
-            row = self._unqueued[0]
-            self._make(row)
-            self._jobs.enqueue(row.id, stage=FETCH, priority=PRIORITY)
-            self._unqueued.pop(0)
+            rows = self._unqueued[: self._together]
+            for row in rows:
+                self._make(row)
+            self._jobs.enqueue_all([(row.id, self._first(row)) for row in rows], priority=PRIORITY)
+            del self._unqueued[: len(rows)]
+
+    def _first(self, row: JobRow) -> str:
+        """The stage that a job begins with: what lies on disks is brought when it is enhanced."""
+        groups = (read_whole(self._store / row.id / "fetch.json") or {"groups": []})["groups"]
+        return ENHANCE if all(self._on_disks.get(group["source"]) for group in groups) else FETCH
 
     def _make(self, row: JobRow) -> None:
         """The folder of a job; the same row makes the same folder."""
@@ -392,17 +419,22 @@ class Coordinator:
     def _stages(self) -> list[str]:
         return [FETCH, ENHANCE, *(TO + name for name in (*self._destinations, KEPT_ASIDE))]
 
-    def _take_in(self) -> int:
-        """Enter the results of jobs that are done, and clear them away. Returns: how many."""
+    def _take_in(self, *, all_of_them: bool = False) -> int:
+        """Enter the results of jobs that are done, once they are some, and clear them away. Returns: how many."""
         ready = [name for name in self._open if (self._store / name / "done.json").exists()]
-        if not ready:
+        recently = self._monotonic() - self._taken_in < _TOGETHER_SECONDS
+        few = recently and len(ready) < min(self._together, len(self._open))
+        if not ready or (few and not all_of_them):
             return 0
+        self._taken_in = self._monotonic()
         ended = {state.job for state in self._jobs.some(ready, self._stages) if state.state == "done"}
         rows = [self._open[name] for name in ready if name in ended]
         now = self._clock()
-        for row in rows:
-            results = list(results_of(self._store / row.id))
-            self.plan.end_job(row, results, at=now)
+        found = [(row, list(results_of(self._store / row.id))) for row in rows]
+        with self.plan.together():
+            for row, results in found:
+                self.plan.end_job(row, results, at=now)
+        for row, results in found:
             if not row.shadow:
                 self.progress.results.update(done.result for done in results)
                 self.progress.series += 1
@@ -418,7 +450,10 @@ class Coordinator:
         self._jobs.forget([row.id for row in rows], self._stages)
         for row in rows:
             _remove(self._store / row.id)
-            self.plan.forget_job(row.id)
+        with self.plan.together():
+            for row in rows:
+                self.plan.forget_job(row.id)
+        for row in rows:
             self._open.pop(row.id, None)
             self._failed.pop(row.id, None)
             self._sizes.pop(row.id, None)
@@ -469,10 +504,11 @@ class Coordinator:
             self._astray.discard(name)
             log.warning("job %s had gone astray and is put back", name)
             self._make(self._open[name])
+            first = ENHANCE if (folder / "fetched.json").exists() else self._first(self._open[name])
             if state is None:
-                self._jobs.enqueue(name, stage=FETCH, priority=PRIORITY)
+                self._jobs.enqueue(name, stage=first, priority=PRIORITY)
             else:
-                self._jobs.retry(name, always=ENHANCE if (folder / "fetched.json").exists() else FETCH)
+                self._jobs.retry(name, always=first)
             return
         self._astray.discard(name)
         if state.state in ("failed", "cancelled"):
@@ -587,14 +623,14 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(gone)
 
 
-def own_worker(config: Path, of: int, live: bool) -> None:
-    """One of `of` workers of a run; a target for `Children`."""
+def own_worker(config: Path, of: int, live: bool, at_hand: bool) -> None:
+    """One of `of` workers of a run, on a store that is a node's (`live`) or not; a target for `Children`."""
     from medenhance_dicom.node.worker import work_until_stopped
 
     os.nice(5)
     if of > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // of)))
-    work_until_stopped(partial(load_settings, config), hurried=live)
+    work_until_stopped(partial(load_settings, config), hurried=live, at_hand=at_hand and not live)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from medenhance_dicom.allocator import keep_one_arena
 from medenhance_dicom.errors import MedenhanceError
 from medenhance_dicom.node.logs import LogFormat, place, set_up_logs
 
@@ -109,7 +110,8 @@ class Children:
 
 
 def _child_main(log_format: LogFormat, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """First thing in a child: logs, Ctrl-C left to the parent, and an end when the parent is gone."""
+    """First thing in a child: memory, logs, Ctrl-C left to the parent, and an end when the parent is gone."""
+    keep_one_arena()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_up_logs(log_format)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()

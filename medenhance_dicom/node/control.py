@@ -152,9 +152,8 @@ class Control:
             write_whole(folder / "plan.json", {"made": plan["made"]})  # the rules decide anew
         self._audit.append("retried", job=job)
         if not stages:
-            first = FETCH if (folder / "fetch.json").exists() else ENHANCE
-            self.jobs.enqueue(job, stage=first, priority=(plan or {}).get("priority", 0))
-            return [first]
+            self.jobs.enqueue(job, stage=ENHANCE, priority=(plan or {}).get("priority", 0))
+            return [ENHANCE]
         # "enhance" first: it is over at once where it was done, and starts every destination of the new plan.
         if any(stage.stage == FETCH and stage.state != "done" for stage in stages):
             return self.jobs.retry(job)  # it has not come to that

@@ -55,7 +55,7 @@ class Turns:
                 while self._taken or (behind and self._waiting):
                     if stopping.is_set():
                         break
-                    self._free.wait(0.2)
+                    self._free.wait(1.0)  # a turn that ends wakes it; `stopping` does not
             finally:
                 self._waiting -= not behind
             mine = not stopping.is_set() and not self._taken

@@ -1,4 +1,4 @@
-"""The stage "fetch" of an archive's job, and what such a job says about how it is enhanced and where it goes.
+"""How the instances of an archive's job come into its folder, how it is enhanced, and where what is made of them goes.
 
 In the folder of such a job:
 
@@ -7,8 +7,12 @@ In the folder of such a job:
                       enhancement in place of the node's, "folders": destinations that the node's configuration lacks
     fetch.json        "groups": for each source its name, options and the instances that are wanted of it
     fetch.jsonl       starts and failures of fetching
-    fetched.json      fetching has ended: "missing", place of what did not come -> why
+    fetched.json      fetching has ended: "missing", place of what did not come -> why; left out where everything lay on
+                      disks, and came
     source/<n>.dcm    what came, or links to it; source/<group>/<n>.dcm where there are several groups
+
+What comes over a network does so in a stage of its own, "fetch". What lies on disks is brought when it is enhanced: to
+link it takes less than to write down that it is linked, and may be done again.
 """
 
 from __future__ import annotations
@@ -25,12 +29,13 @@ from medenhance_dicom.node.delivery import pause_after
 from medenhance_dicom.node.enhancing import tries
 from medenhance_dicom.node.jobfolder import read_lines, read_whole, said, write_lines, write_whole
 from medenhance_dicom.node.settings import Destination, Enhancing, NodeSettings, Work
+from medenhance_dicom.node.sources import on_disks
 
 log = logging.getLogger(__name__)
 
 
 class Fetching:
-    """The stage "fetch"; its gos may run in several threads."""
+    """The stage "fetch", and fetching without it; gos may run in several threads."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Args: clock: seconds since the epoch."""
@@ -69,6 +74,25 @@ class Fetching:
             return Result("waiting", why, (Task(FETCH, pause),))
         write_whole(folder / "fetched.json", {"missing": missing})
         return Result("done", _told(missing), then)
+
+    def at_once(self, folder: Path, stopping: threading.Event) -> Result | None:
+        """Bring what lies on disks, if it is not there; None: everything is, or nothing was to be brought.
+
+        Raises:
+            OSError, OutputError: The disk does not take it.
+        """
+        groups = (read_whole(folder / "fetch.json") or {"groups": []})["groups"]
+        if not groups or (folder / "fetched.json").exists():
+            return None
+        if not all(on_disks(group["source"]) for group in groups):
+            return Result("waiting", "it has not been fetched", (Task(FETCH),))
+        try:
+            missing = _fetch(folder, stopping)
+        except _StoppedError:
+            return Result("waiting", "the worker stopped", (Task(ENHANCE),))
+        if missing:
+            write_whole(folder / "fetched.json", {"missing": missing})
+        return None
 
 
 class _StoppedError(Exception):

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,11 +24,17 @@ _NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
-def store_in_folder(paths: Sequence[Path], destination: Destination) -> SendReport:
+def store_in_folder(paths: Sequence[Path], destination: Destination, *, link: bool = False) -> SendReport:
     """Put files where their UIDs say, as they are. One that is there already with the same bytes is stored.
 
     A file appears whole or not at all, and is on the disk when it counts as sent. Another file of that name is not
     replaced, but a failure for good.
+
+    Args:
+        paths: Files; on the disk already where they are to be linked.
+        destination: One with a folder.
+        link: A file gets another name there, where the file system can do that, and its bytes are not copied. For
+            files that are removed afterwards: while both names exist, who writes into one writes into the other.
 
     Raises:
         OutputError: The folder cannot be made.
@@ -51,7 +58,7 @@ def store_in_folder(paths: Sequence[Path], destination: Destination) -> SendRepo
             continue
         study, series, instance = (facts[name] for name in _NAMES)
         try:
-            stored = _store(path, destination.folder / study / series / f"{instance}.dcm")
+            stored = _store(path, destination.folder / study / series / f"{instance}.dcm", link=link)
         except OSError as error:
             report.failed.append(Failed(path, None, f"cannot be written: {error.strerror}", False))
             continue
@@ -79,12 +86,46 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _store(path: Path, target: Path) -> bool:
+def _store(path: Path, target: Path, *, link: bool) -> bool:
     """Whether the target holds this now: two of ours of one name have the same pixels, and differ in their times."""
     if target.exists():
         return filecmp.cmp(path, target, shallow=False) or (_is_ours(path) and _is_ours(target))
     above = [folder for folder in (target.parent, target.parent.parent) if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
+    if not (link and _linked(path, target)):
+        _copy(path, target)
+    flush(target.parent)
+    for folder in above:
+        flush(folder.parent)
+    return True
+
+
+def _linked(path: Path, target: Path) -> bool:
+    """Whether the file has the other name now.
+
+    Not on another file system, not if it is a link to an original, nor where a folder hands its own rights on.
+    """
+    if path.is_symlink() or _hands_rights_on(target.parent):
+        return False
+    try:
+        target.hardlink_to(path)
+    except OSError:  # what is really wrong, copying will tell
+        return False
+    return True
+
+
+def _hands_rights_on(folder: Path) -> bool:
+    """Whether files that are made in a folder get its group, or its default access list."""
+    if folder.stat().st_mode & stat.S_ISGID:
+        return True
+    try:
+        os.getxattr(folder, "system.posix_acl_default")
+    except (OSError, AttributeError):  # it has none; not Linux
+        return False
+    return True
+
+
+def _copy(path: Path, target: Path) -> None:
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         with path.open("rb") as source, part.open("xb") as sink:
@@ -94,7 +135,3 @@ def _store(path: Path, target: Path) -> bool:
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
-    flush(target.parent)
-    for folder in above:
-        flush(folder.parent)
-    return True

@@ -4,7 +4,7 @@ Implements `jobs.Work` over the folder of a job:
 
     job.json          what was sealed
     plan.json         where it goes, decided at the first go; of an archive's job, when it is made
-    fetch.json        of an archive's job: what is to be brought into source/, by the stage "fetch"
+    fetch.json        of an archive's job: what is to be brought into source/ (`fetching`)
     enhance.jsonl     starts and failures of the enhancement
     derived/          what came of it, with run_report.json beside
     enhanced.json     the enhancement has ended: which derived files may be sent
@@ -20,6 +20,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +32,14 @@ from medenhance_dicom.node.delivering import TO, Commitment, Delivering, Peers
 from medenhance_dicom.node.delivery import LONGEST_POLL, Instance, read_ledger
 from medenhance_dicom.node.enhancing import Enhancing, Turns
 from medenhance_dicom.node.fetching import Fetching, settings_of
-from medenhance_dicom.node.jobfolder import job_folder, ledger_path, locked, read_whole, said, write_whole
+from medenhance_dicom.node.jobfolder import ARCHIVE, job_folder, ledger_path, locked, read_whole, said, write_whole
 from medenhance_dicom.node.settings import Destination, NodeSettings
 
 if TYPE_CHECKING:
     from medenhance_dicom.node.forward import SendReport
     from medenhance_dicom.worker import Worker
 
-_FEW = 16  # files that are put into a folder without a stage of its own
+_FEW = 16  # files of a live series that are put into a folder without a stage of its own
 _BUSY = 5.0  # seconds until a stage that another worker is at is looked at again
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,16 @@ class SeriesWork:
     def go(self, job: str, stage: str, stopping: threading.Event) -> Result:
         """One go at a stage; see `jobs.Work`."""
         folder = job_folder(self._store, job)
+        result = self._tried(folder, stage, stopping)
+        if not result.then:
+            return result
+        behind = 0
+        with suppress(OSError):  # the folder has gone meanwhile
+            behind = (read_whole(folder / "plan.json") or {}).get("priority", 0)
+        # What follows in an archive's job stands behind the work of the day, too.
+        return replace(result, then=tuple(task._replace(priority=behind) for task in result.then))
+
+    def _tried(self, folder: Path, stage: str, stopping: threading.Event) -> Result:
         if not (folder / "source").is_dir():
             return Result("cancelled", "its folder is gone")
         if (folder / "cancelled").exists():
@@ -71,17 +82,9 @@ class SeriesWork:
             with locked(folder / f".{stage}.lock") as free:
                 if not free:  # a worker that was taken for dead is at it
                     return Result("waiting", "another worker is at it", (Task(stage, _BUSY),))
-                behind = (read_whole(folder / "plan.json") or {}).get("priority", 0)
-                if stage != ENHANCE:
-                    result = self._go(folder, stage, stopping)
-                else:
-                    with self._turns.turn(behind=behind > 0, stopping=stopping) as mine:
-                        stopped = Result("waiting", "the worker stopped", (Task(stage),))
-                        result = self._go(folder, stage, stopping) if mine else stopped
-                # What follows in an archive's job stands behind the work of the day, too.
-                return replace(result, then=tuple(task._replace(priority=behind) for task in result.then))
+                return self._go(folder, stage, stopping)
         except (OSError, OutputError) as error:  # it cannot be written down: tried until the disk takes it
-            log.warning("job %s, %s: %s", job, stage, said(error))
+            log.warning("job %s, %s: %s", folder.name, stage, said(error))
             return Result("waiting", f"the disk: {said(error)}", (Task(stage, self._settings().work.first_pause),))
 
     def _go(self, folder: Path, stage: str, stopping: threading.Event) -> Result:
@@ -112,7 +115,7 @@ class SeriesWork:
         ended = read_whole(folder / "enhanced.json")
         if ended is None:
             if plan["enhance"]:
-                tried = self._enhancing.go(folder, plan["made"], settings, stopping)
+                tried = self._brought_and_enhanced(folder, plan, settings, stopping)
                 if isinstance(tried, Result):
                     return tried
                 ended = tried
@@ -129,6 +132,17 @@ class SeriesWork:
             self._mark_done(folder, plan)
         return Result("done", _counted(ended["counts"]) or "passed on as it came", then)
 
+    def _brought_and_enhanced(
+        self, folder: Path, plan: dict[str, Any], settings: NodeSettings, stopping: threading.Event
+    ) -> dict[str, Any] | Result:
+        """As `Enhancing.go`; only that takes turns, so that what is before and after goes on beside another series."""
+        if (waits := self._fetching.at_once(folder, stopping)) is not None:
+            return waits
+        with self._turns.turn(behind=plan.get("priority", 0) > 0, stopping=stopping) as mine:
+            if not mine:
+                return Result("waiting", "the worker stopped", (Task(ENHANCE),))
+            return self._enhancing.go(folder, plan["made"], settings, stopping)
+
     def _not_at_hand(
         self,
         folder: Path,
@@ -137,12 +151,16 @@ class SeriesWork:
         ended: dict[str, Any],
         stopping: threading.Event,
     ) -> list[str]:
-        """The destinations that take a stage of their own: not folders, for a few files, which are filled at once."""
+        """The destinations that take a stage of their own: not folders, which are filled at once.
+
+        Live work goes into them at once for a few files only: until it has, the worker takes no other series.
+        """
         left = []
         for name in plan["destinations"]:
             there = next((d for d in settings.destinations if d.name == name), None)
-            few = there is not None and there.folder is not None and there.send == "derived"
-            if few and "failed" not in ended and len(ended["derived"]) <= _FEW:
+            fills = there is not None and there.folder is not None and there.send == "derived"
+            few = "archive" in plan or len(ended["derived"]) <= _FEW
+            if fills and few and "failed" not in ended:
                 with locked(folder / f".{TO}{name}.lock") as free:
                     if free and self._deliver(folder, name, stopping).state == "done":
                         continue
@@ -178,7 +196,8 @@ class SeriesWork:
 
     def _mark_done(self, folder: Path, plan: dict[str, Any]) -> None:
         """Once the last destination has everything; two may end at the same time."""
-        with locked(folder / ".done.lock", wait=True):
+        alone = len(plan["destinations"]) < 2
+        with nullcontext() if alone else locked(folder / ".done.lock", wait=True):
             ended = read_whole(folder / "enhanced.json")
             if (folder / "done.json").exists() or ended is None or "failed" in ended:
                 return
@@ -215,11 +234,13 @@ def network_peers(store: Path) -> Peers:
     from medenhance_dicom.node.stow import store_rs
     from medenhance_dicom.node.tofolder import store_in_folder
 
+    archives = store / ARCHIVE  # whose derived files are gone as soon as they are delivered
+
     def send(paths: Sequence[Path], destination: Destination, calling_ae: str) -> SendReport:
         if destination.stow is not None:
             return store_rs(paths, destination)
         if destination.folder is not None:
-            return store_in_folder(paths, destination)
+            return store_in_folder(paths, destination, link=all(path.is_relative_to(archives) for path in paths))
         return send_files(paths, destination, calling_ae=calling_ae)
 
     def ask(instances: Sequence[Instance], destination: Destination, calling_ae: str, transaction: str) -> None:
@@ -232,12 +253,13 @@ def network_peers(store: Path) -> Peers:
     return Peers(send, ask, report)
 
 
-def launch_worker(load: Callable[[], NodeSettings], *, hurried: bool = True) -> Worker:
+def launch_worker(load: Callable[[], NodeSettings], *, hurried: bool = True, at_hand: bool = False) -> Worker:
     """Start a worker on the node's jobs in this process. `load` reads the configuration, before each go.
 
     Args:
         load: See above.
         hurried: False for a store that has jobs of archives alone.
+        at_hand: As `worker.launch` takes it.
 
     Raises:
         ConfigurationError: The file is wrong, or the database cannot be reached.
@@ -254,6 +276,7 @@ def launch_worker(load: Callable[[], NodeSettings], *, hurried: bool = True) -> 
         beat=settings.work.heartbeat_seconds,
         silent=settings.work.silent_seconds,
         hurried=hurried,
+        at_hand=at_hand,
         longest=max(settings.work.longest_pause, LONGEST_POLL),
     )
 

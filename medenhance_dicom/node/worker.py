@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from medenhance_dicom.allocator import keep_one_arena
 from medenhance_dicom.errors import OutputError
 from medenhance_dicom.node.settings import NodeSettings
 from medenhance_dicom.node.state import settings_in_force
@@ -34,22 +35,24 @@ def worker_main(store: Path, of: int) -> None:
     work_until_stopped(partial(settings_in_force, store))
 
 
-def work_until_stopped(load: Callable[[], NodeSettings], *, hurried: bool = True) -> NoReturn:
+def work_until_stopped(load: Callable[[], NodeSettings], *, hurried: bool = True, at_hand: bool = False) -> NoReturn:
     """Work on jobs until SIGTERM or SIGINT; then end the current step, and the process with exit code 0.
 
     Args:
         load: Reads the node's configuration. Its store has to be the same folder on every host.
         hurried: False for a store that has jobs of archives alone.
+        at_hand: As `worker.launch` takes it.
 
     Raises:
         ConfigurationError: The configuration is wrong, or the database cannot be reached.
         OutputError: The store cannot be written.
     """
+    keep_one_arena()  # in the command; a child of a node or of a run has done it
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     scratch = own_scratch(load().store)
-    worker = launch_worker(load, hurried=hurried)
+    worker = launch_worker(load, hurried=hurried, at_hand=at_hand)
     log.info("worker %s works", worker.executor)
     stop.wait()
     worker.stop(STEP_SECONDS)

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from medenhance_dicom.errors import InputError
+from medenhance_dicom.errors import InputError, MedenhanceError
 from medenhance_dicom.node.sources.source import UNIQUE, Found, Known, LeftOut, Source, Wanted, place_of
 
-__all__ = ["Found", "Known", "LeftOut", "Source", "Wanted", "open_source", "place_of"]
+__all__ = ["Found", "Known", "LeftOut", "Source", "Wanted", "on_disks", "open_source", "place_of"]
 
 _PEER = re.compile(r"[^@/\\]{1,16}@(\[[0-9a-fA-F:.%]+\]|[^:@\[\]/?]+):[0-9]{1,5}(\?.*)?")
 _FROM = " from "
@@ -52,6 +52,16 @@ def open_source(text: str, *, origin: str | None = None, readers: int | None = N
     from medenhance_dicom.node.sources.files import FileSource
 
     return FileSource(text, path, readers=readers)
+
+
+def on_disks(text: str) -> bool:
+    """Whether what is fetched from a source is linked or unpacked, and nobody is asked for it over a network."""
+    from medenhance_dicom.node.sources.files import FileSource
+
+    try:
+        return isinstance(open_source(text), FileSource)
+    except MedenhanceError:
+        return False
 
 
 def _of_list(text: str, origin: str | None, readers: int | None) -> Source:
