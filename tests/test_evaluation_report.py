@@ -19,7 +19,7 @@ from medenhance_dicom.evaluation.charts import box_plot, ticks
 from medenhance_dicom.evaluation.commands import evaluate
 from medenhance_dicom.evaluation.previews import structure_map
 from medenhance_dicom.evaluation.reporting import evaluate_recipe
-from medenhance_dicom.evaluation.table import markdown
+from medenhance_dicom.evaluation.table import layouts_of, markdown
 from tests.conftest import ROOT
 from tests.evaluations import draw, recipe_of, write_pictures
 
@@ -299,3 +299,16 @@ def test_a_wide_table_comes_in_parts_that_all_say_whose_row_it_is():
     assert all(len(part) <= 3 for part in parts)
     assert list(commands._parts(headings, rows, 200)) == [list(range(8))]
     assert list(commands._parts(["enhancer"], [["original"]], 200)) == []
+
+
+def test_a_column_that_no_table_names_has_one_of_its_own():
+    report = {
+        "tables": [{"title": "Structure", "columns": ["lassim@l3"]}],
+        "columns": [{"asked": "lassim@l3"}, {"asked": "s_hq@lite:0123"}, {"asked": "s_hq@lite:0123"}],
+    }
+    assert [(t.title, list(t.columns)) for t in layouts_of(report)] == [
+        ("Structure", ["lassim@l3"]), ("Other columns", ["s_hq@lite:0123"])
+    ]  # fmt: skip
+    assert [t.title for t in layouts_of(report | {"tables": []})] == ["All metrics"]
+    report["columns"] = report["columns"][:1]
+    assert [t.title for t in layouts_of(report)] == ["Structure"]

@@ -17,11 +17,11 @@ USUAL = 0.95  # a check's spread reaches from the median to this quantile of hon
 LEAST_SPREAD = {"lassim": 0.02, "local": 0.1, "displacement": 0.1, "inversion": 0.1, "blur": 0.05}
 """So that a few patients who are much alike do not make a limit that the next one breaks."""
 LEAST_LIMIT = {
-    "lassim": 0.15, "local": math.log(4 / 3), "displacement": math.log(4 / 3), "inversion": 1.05, "blur": 1.1,
+    "lassim": 0.2, "local": math.log(4 / 3), "displacement": math.log(4 / 3), "inversion": 1.1, "blur": 1.15,
 }  # fmt: skip
 """Whatever honest results like these say, nothing is objected to below odds of one to three, nor a contrast that has
-kept its sign, nor a tenth of the sharpness, nor a LaSSIM of 0.85."""
-ROOM = {"lassim": 2.0, "inversion": 2.0, "blur": 2.0}
+kept its sign, nor a seventh of the sharpness lost, nor a LaSSIM of 0.8."""
+ROOM = {"lassim": 3.0, "inversion": 3.0, "blur": 3.0}
 """Spreads that are taken so many times as wide: these stand guard, and shall not widen the limits of the detector's."""
 
 

@@ -16,8 +16,6 @@ from medenhance_dicom.guides import PICTURE_SUFFIXES
 
 __all__ = ["Folder", "Sample", "digest_of", "find_pictures", "group_of", "split", "unseen"]
 
-_Side = defaultdict[str, list[list["Sample"]]]
-"""Folder -> its groups."""
 NOT_PICTURES = {"masks", "vessels"}
 FAMILIES = (re.compile(r"(seq\d+)_\d+"), re.compile(r"(sh)_\d+"), re.compile(r"(Image_\d+)[LR]"))
 """Frames of one sequence, frames of one eye, both eyes of one child."""
@@ -86,8 +84,9 @@ def split(
 ) -> tuple[list[Sample], list[Sample]]:
     """To calibrate on and to test on, so many pictures at most of each; no group is in both.
 
-    Of each folder the groups are dealt out at random, always to the side with fewer pictures, so that a folder of two
-    sequences has one on either side. Then pictures are taken in turn from all folders, and in each from all groups.
+    Of each folder the groups are dealt out at random, always to the side with fewer of its pictures: a folder of
+    two sequences has one on either side. Then as many as wanted are drawn of all pictures of a side: both sides have
+    the folders in the same proportion.
 
     Raises:
         InputError: Fewer than two groups: nothing could be tested on others.
@@ -97,14 +96,15 @@ def split(
         groups[sample.group].append(sample)
     if len(groups) < 2:
         raise InputError("all pictures belong to one patient or sequence: nothing is left to test on")
-    sides: tuple[_Side, _Side] = (defaultdict(list), defaultdict(list))
+    sides: tuple[list[Sample], list[Sample]] = ([], [])
+    of_folder: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0])
     for name in rng.permutation(sorted(groups)):
-        folder = name.rsplit(":", 1)[0]
-        fewer = min(sides, key=lambda side: (_count(side[folder]), sum(map(_count, side.values()))))
-        fewer[folder].append([groups[name][i] for i in rng.permutation(len(groups[name]))])
+        taken = of_folder[name.rsplit(":", 1)[0]]
+        side = min((0, 1), key=lambda k: (taken[k], len(sides[k])))
+        taken[side] += len(groups[name])
+        sides[side].extend(groups[name])
     first, second = (
-        _in_turn([_in_turn(found) for found in side.values()])[:limit]
-        for side, limit in zip(sides, limits, strict=True)
+        [side[i] for i in rng.permutation(len(side))[:limit]] for side, limit in zip(sides, limits, strict=True)
     )
     return first, second
 
@@ -119,12 +119,3 @@ def digest_of(samples: Sequence[Sample], folders: Sequence[Path]) -> list[Folder
             digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
         result.append(Folder("/".join(folder.resolve().parts[-2:]), len(used), digest.hexdigest()))
     return result
-
-
-def _in_turn(lists: list[list[Sample]]) -> list[Sample]:
-    depth = max(map(len, lists), default=0)
-    return [samples[i] for i in range(depth) for samples in lists if i < len(samples)]
-
-
-def _count(lists: list[list[Sample]]) -> int:
-    return sum(map(len, lists))

@@ -177,10 +177,12 @@ def laid_out(report: Mapping[str, Any], layout: Layout) -> tuple[list[dict[str, 
 
 
 def layouts_of(report: Mapping[str, Any]) -> list[Layout]:
-    """The tables asked for; without any, one with everything."""
-    if report["tables"]:
-        return [Layout(**table) for table in report["tables"]]
-    return [Layout(title="All metrics", columns=list(dict.fromkeys(c["asked"] for c in report["columns"])))]
+    """The tables asked for, and one with what none of them names, such as a judge's score; without any, all in one."""
+    asked = [Layout(**table) for table in report["tables"]]
+    named = {name for table in asked for name in table.columns}
+    left = [name for name in dict.fromkeys(c["asked"] for c in report["columns"]) if name not in named]
+    title = "Other columns" if asked else "All metrics"
+    return [*asked, Layout(title=title, columns=left)] if left else asked
 
 
 def heading(column: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ Mask = NDArray[np.bool_]
 SCALE = 384
 LESION_CONTRAST = (0.10, 0.30)
 VESSEL_CONTRAST = 0.05  # of the picture that loses it; a shallower segment is not taken
+GLARE = 0.95  # luminance; what touches it is no vessel
 SEGMENT = 2.5  # pixels to either side of its middle
 TEXTURE_CONTRAST = (0.03, 0.08)  # root mean square
 VISIBLE = 0.03
@@ -278,7 +279,8 @@ def _with_lesion(scene: _Scene, picture: Unit, radius: float) -> tuple[Unit, Mas
 def _without_segment(scene: _Scene, picture: Unit, other: Unit, length: float) -> tuple[Unit, Mask, float] | None:
     """The picture without a segment of a ridge, the segment, and how much luminance changed along its middle.
 
-    A segment counts that the other picture shows, too: what an enhancer brought up out of nothing cannot be erased.
+    A segment counts that the other picture shows, too: what an enhancer brought up out of nothing cannot be erased. One
+    that touches glare in either is no vessel, but the rim of a reflection.
     """
     light = luminance(picture)
     sigma = 1.5 * scene.unit
@@ -293,12 +295,15 @@ def _without_segment(scene: _Scene, picture: Unit, other: Unit, length: float) -
         middle = np.zeros_like(scene.inside)
         middle[path[:, 0], path[:, 1]] = True
         away = distance_transform_edt(~middle) / scene.unit
+        near = away <= SEGMENT
+        if max(float(luminance(x)[near].max()) for x in (picture, other)) > GLARE:
+            continue
         changed = _filled(picture, away, scene.unit)
         depth = float(np.abs(luminance(changed) - light)[middle].mean())
         if depth < VESSEL_CONTRAST:
             continue
         if np.abs(luminance(_filled(other, away, scene.unit)) - luminance(other))[middle].mean() >= VISIBLE:
-            return changed, away <= SEGMENT, depth
+            return changed, near, depth
     return None
 
 
