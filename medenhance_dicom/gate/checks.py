@@ -21,6 +21,7 @@ Unit = NDArray[np.floating[Any]]
 CHECKS = ("local", "displacement", "inversion", "blur")
 SMALLEST = 32
 """Rows and columns from which on the checks say something."""
+FAINT = 0.1  # a statistic that is nowhere larger has no worst place
 PROMINENT = 0.5  # a region is what hangs together with the worst place at this share of its value
 
 
@@ -46,7 +47,7 @@ class FrameScores:
     checks: dict[str, float] = field(default_factory=dict)
     """Check -> its statistic; the larger, the worse. Empty where `lassim` is no number, and below 32 x 32 pixels."""
     regions: dict[str, Region] = field(default_factory=dict)
-    """Check -> where its statistic is worst."""
+    """Check -> where its statistic is worst; not of one that is next to nothing everywhere."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -91,7 +92,7 @@ def examine(before: Unit, after: Unit, *, level: int = 3, inside: NDArray[np.boo
             return FrameScores(score, dict.fromkeys(CHECKS, 0.0) | {"blur": 1.0})
         maps, sharpness = _measured(before, after, inside)
         checks = {name: float(values.max()) for name, values in maps.items()} | {"blur": sharpness}
-        regions = {n: _worst_region(m, (height, width)) for n, m in maps.items() if checks[n] > 0}
+        regions = {n: _worst_region(m, (height, width)) for n, m in maps.items() if checks[n] > FAINT}
         return FrameScores(score, checks, regions)
 
 
