@@ -139,11 +139,18 @@ def other_modalities(root: Path) -> dict[str, Any]:
 
 
 def percent(share: dict[str, Any]) -> str:
-    """As `1.2 (0.3-4.5, n 80)`."""
+    """As `1.2 (0.3-4.5; 0.0-3.1, n 80)`, the second interval where there is one."""
     if not share["n"]:
         return "-"
     low, high = (100 * x for x in share["interval"])
-    return f"{100 * share['share']:.1f} ({low:.1f}-{high:.1f}, n {share['n']})"
+    drawn = "; {:.1f}-{:.1f}".format(*(100 * x for x in found)) if (found := share.get("bootstrap")) else ""
+    return f"{100 * share['share']:.1f} ({low:.1f}-{high:.1f}{drawn}, n {share['n']})"
+
+
+def area(found: dict[str, Any]) -> str:
+    """As `0.998 (0.991-1.000)`."""
+    drawn = " ({:.3f}-{:.3f})".format(*between) if (between := found["auroc_bootstrap"]) else ""
+    return f"{found['auroc']:.3f}{drawn}"
 
 
 def rows_of(heads: list[str], rows: Iterable[list[str]]) -> list[str]:
@@ -172,7 +179,8 @@ def table(figures: dict[str, Any], command: str) -> str:
     kinds = list(dict.fromkeys([*MUST, *SIZES]))
     lines = ["# What the gate catches and what it lets pass", "", f"Made by `{command}`; definitions in [gate](../gate.md).",
              "Limits are of one half of the patients and sequences, the figures of the other half; the detector was learned from neither. Shares in",
-             "percent with Wilson's 95 % interval; pairs of one picture are alike, so the intervals are rather too narrow. Sizes in pixels at 384.", ""]  # fmt: skip
+             "percent with Wilson's 95 % interval, then the bootstrap's over patients and sequences (not where one sequence is all there is to test",
+             "on); areas with the bootstrap's. Sizes in pixels at 384.", ""]  # fmt: skip
     lines += ["## Honest results withheld, altered ones released", ""]
     lines += rows_of(["honest results by", "withheld", *map(named, MUST)], (
         [key, percent(r["falsely_withheld"]), *(percent(r["kinds"][k]["missed"]) for k in MUST)] for key, r in found.items()))  # fmt: skip
@@ -186,7 +194,7 @@ def table(figures: dict[str, Any], command: str) -> str:
         [key, *(percent(r["kinds"][k]["missed"]) if k in r["kinds"] else "-" for k in others)] for key, r in found.items()))  # fmt: skip
     lines += ["## AUROC of the verdict, and of LaSSIM alone", ""]
     lines += rows_of(["honest results by", *map(named, kinds)], (
-        [key, *(f"{r['kinds'][k]['auroc']:.3f}, {r['kinds'][k]['lassim_alone']['auroc']:.3f}" if r["kinds"].get(k, {}).get("auroc") is not None else "-"
+        [key, *(f"{area(r['kinds'][k])}; {area(r['kinds'][k]['lassim_alone'])}" if r["kinds"].get(k, {}).get("auroc") is not None else "-"
                 for k in kinds)] for key, r in found.items()))  # fmt: skip
     for kind in MUST:
         if len(SIZES[kind]) > 1:

@@ -16,6 +16,7 @@ from medenhance_dicom.calibration.honest import METHODS, SOURCES, conventional
 from medenhance_dicom.calibration.limits import conformal_quantile, fit_limits
 from medenhance_dicom.calibration.measuring import HONEST, Conventional, measure
 from medenhance_dicom.calibration.pictures import Sample, digest_of, find_pictures, group_of, split
+from medenhance_dicom.calibration.resampling import Patients
 from medenhance_dicom.errors import InputError, ModelError
 from medenhance_dicom.gate import CHECKS, FrameScores
 from medenhance_dicom.manifest import GateEntry, Manifest, load_limits, load_manifest, verify_all
@@ -127,6 +128,25 @@ def test_the_area_is_the_probability_of_the_right_order():
     pairs = (altered[None] > honest[:, None]) + 0.5 * (altered[None] == honest[:, None])
     assert auroc(honest, altered) == pytest.approx(pairs.mean())
     assert auroc([1, 2], [2, 3]) == 0.875
+
+
+def test_intervals_are_of_patients_not_of_pairs():
+    rng = np.random.default_rng(1)
+    names = [f"p{k}" for k in range(30) for _ in range(20)]
+    alike = [bool(k % 2) for k in range(30) for _ in range(20)]  # all pairs of a patient the same
+    mixed = [bool(k % 2) for k in range(600)]
+    patients = Patients(names)
+    (low, high), (near, far) = patients.share(names, alike), patients.share(names, mixed)
+    assert low == pytest.approx(0.5 - 1.96 * (0.25 / 30) ** 0.5, abs=0.03)
+    assert high == pytest.approx(0.5 + 1.96 * (0.25 / 30) ** 0.5, abs=0.03)
+    assert near == far == 0.5
+    assert patients.share(names, [False] * 600) == [0, 0]
+    honest, altered = rng.normal(0, 1, 600), rng.normal(1, 1, 600)
+    low, high = patients.auroc(list(zip(names, honest, strict=True)), list(zip(names, altered, strict=True)))
+    assert low < auroc(honest, altered) < high
+    assert high - low < 0.08
+    assert patients.auroc([("p1", 1.0), ("p2", 1.0)], [("p1", 1.0), ("p2", 1.0)]) == [0.5, 0.5]
+    assert Patients(["one"] * 9).share(["one"], [True]) is None
 
 
 @pytest.mark.parametrize("name", METHODS)

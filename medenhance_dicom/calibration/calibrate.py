@@ -15,6 +15,7 @@ import numpy as np
 from medenhance_dicom.calibration.limits import conformal_quantile, fit_limits
 from medenhance_dicom.calibration.measuring import HONEST, Honest, Measured, measure
 from medenhance_dicom.calibration.pictures import Sample, digest_of, find_pictures, split, unseen
+from medenhance_dicom.calibration.resampling import Patients
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.gate import Thresholds
 from medenhance_dicom.gate.alterations import LESION_CONTRAST, SIZES, TEXTURE_CONTRAST, VESSEL_CONTRAST
@@ -151,7 +152,9 @@ def write(calibrated: Calibrated, path: Path) -> None:
 
 
 def tested(rows: Sequence[Measured], limits: Thresholds, lassim_minimum: float) -> dict[str, Any]:
-    """What limits do to pairs they were not made from; shares with their 95 % intervals (Wilson, 1927).
+    """What limits do to pairs they were not made from.
+
+    Shares have their 95 % intervals (Wilson, 1927), and like areas also a bootstrap's over patients.
 
     Args:
         rows: Honest and altered pairs.
@@ -160,17 +163,25 @@ def tested(rows: Sequence[Measured], limits: Thresholds, lassim_minimum: float) 
     """
     honest = [m for m in rows if m.kind == HONEST]
     altered = [m for m in rows if m.kind != HONEST]
-    scores = [_excess(m, limits) for m in honest]
-    losses = [_lassim_loss(m) for m in honest]
     by_kind: dict[str, list[Measured]] = defaultdict(list)
     for row in altered:
         by_kind[row.kind].append(row)
 
+    patients = Patients([m.group for m in rows])
+
+    def share(rows: Sequence[Measured], hits: Sequence[bool]) -> dict[str, Any]:
+        return _share(hits) | {"bootstrap": patients.share([m.group for m in rows], hits)}
+
+    def area(kind: Sequence[Measured], score: Callable[[Measured], float]) -> dict[str, Any]:
+        sides = [[(m.group, score(m)) for m in side] for side in (honest, kind)]
+        interval = patients.auroc(*sides) if all(sides) else None
+        return {"auroc": _area(*([s for _, s in side] for side in sides)), "auroc_bootstrap": interval}
+
     def missed(rows: Sequence[Measured]) -> dict[str, Any]:
-        return _share([_excess(m, limits) <= 1 for m in rows])
+        return share(rows, [_excess(m, limits) <= 1 for m in rows])
 
     def missed_by_lassim(rows: Sequence[Measured]) -> dict[str, Any]:
-        return _share([_lassim_loss(m) <= 1 - lassim_minimum for m in rows])
+        return share(rows, [_lassim_loss(m) <= 1 - lassim_minimum for m in rows])
 
     kinds = {}
     for kind, found in by_kind.items():
@@ -178,11 +189,8 @@ def tested(rows: Sequence[Measured], limits: Thresholds, lassim_minimum: float) 
         kinds[kind] = {
             "size_at_least": LEAST.get(kind, 0),
             "missed": missed(counted),
-            "auroc": _area(scores, [_excess(m, limits) for m in counted]),
-            "lassim_alone": {
-                "missed": missed_by_lassim(counted),
-                "auroc": _area(losses, [_lassim_loss(m) for m in counted]),
-            },
+            **area(counted, lambda m: _excess(m, limits)),
+            "lassim_alone": {"missed": missed_by_lassim(counted), **area(counted, _lassim_loss)},
             "by_size": {f"{size:g}": missed([m for m in found if m.size == size]) for size in SIZES[kind]},
         }
         if "lesion" in kind:
@@ -191,9 +199,9 @@ def tested(rows: Sequence[Measured], limits: Thresholds, lassim_minimum: float) 
                 for low, high in pairwise(CONTRASTS)
             }
     return {
-        "falsely_withheld": _share([s > 1 for s in scores]),
+        "falsely_withheld": share(honest, [_excess(m, limits) > 1 for m in honest]),
         "falsely_withheld_by_method": _by(honest, lambda m: m.method, lambda m: _excess(m, limits) > 1),
-        "falsely_withheld_by_lassim_alone": _share([loss > 1 - lassim_minimum for loss in losses]),
+        "falsely_withheld_by_lassim_alone": share(honest, [_lassim_loss(m) > 1 - lassim_minimum for m in honest]),
         "lassim_alone_minimum": lassim_minimum,
         "kinds": kinds,
     }
