@@ -13,7 +13,7 @@ from tests.test_archive_running import done_so_far, wait_for
 from tests.test_jobs_postgres import server  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.slow
-SERIES = int(os.environ.get("MEDENHANCE_KILL_SERIES", "40"))
+SERIES = int(os.environ.get("MEDENHANCE_KILL_SERIES", "160"))
 SEED = int(os.environ.get("MEDENHANCE_KILL_SEED", "0"))
 CONFIG = """
 store = "store"
@@ -78,7 +78,7 @@ def test_workers_coordinator_and_database_are_killed(tmp_path, server):  # noqa:
         for number, victim in enumerate(victims):
             wanted = 2 * SERIES * number // (len(victims) + 1)
             wait_for(lambda wanted=wanted: done_so_far(plan) >= wanted or rig.over)
-            time.sleep(rng.random())
+            time.sleep(rng.random() / 2)
             assert not rig.over, f"it was over before the {victim} was killed"
             if victim == "database":
                 server.stop()
