@@ -37,6 +37,7 @@ class Rig:
         command = [sys.executable, "-m", "medenhance_dicom"]
         self._commands = {f"worker {n}": [*command, "worker", str(config)] for n in range(3)}
         run = [*command, "archive", "run", str(plan), "--config", str(config), "--to", "archive", "--ahead", "12"]
+        run += ["--max-per-hour", "28800"]  # eight a second, so that it is not over before the last is killed
         self._commands["coordinator"] = run
         self.processes = {}
 
