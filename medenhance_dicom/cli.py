@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from medenhance_dicom import __version__
+from medenhance_dicom.allocator import keep_one_arena
 from medenhance_dicom.archive import commands as archive_commands
 from medenhance_dicom.calibration.commands import calibrate, train_gate
 from medenhance_dicom.errors import (
@@ -82,6 +83,7 @@ def _exit_code_of(error: MedenhanceError) -> int:
 
 def main() -> None:
     """Run the command line; our own errors become one line on stderr and their exit code."""
+    keep_one_arena()
     if "train" not in sys.argv[1:2]:
         # OpenMP's threads spin while they wait for each other, and where other processes want the cores, for long.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

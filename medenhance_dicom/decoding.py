@@ -30,6 +30,7 @@ from pydicom import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLSTransferSyntaxes, MPEGTransferSyntaxes
 
+from medenhance_dicom.allocator import keep_one_arena
 from medenhance_dicom.errors import (
     InputError,
     LimitExceededError,
@@ -532,6 +533,7 @@ def _is_current(opened: _Opened, path: Path) -> bool:
 
 def _main() -> None:
     """Keep the pipe for ourselves: C libraries print to standard output."""
+    keep_one_arena()
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     with os.fdopen(os.dup(1), "wb") as answers:

@@ -32,8 +32,9 @@ from medenhance_dicom.jobs import (
 )
 
 POLLING_SECONDS = 0.1
-UNHURRIED_SECONDS = 0.4
-"""Between looks at the queues of work that nobody waits for; a look costs about 3 ms of a core."""
+UNHURRIED_SECONDS, BY_FEW_SECONDS = 0.4, 1.0
+"""Between looks at the queues of work that nobody waits for, the second where `TAKEN_BY_FEW`; a look costs about 3 ms
+of a core."""
 SELDOM_SECONDS = 4.0
 """Between looks at queues that are only used where something went wrong."""
 DELIVERIES = 4
@@ -42,9 +43,9 @@ FETCHES = 2
 """Series that a worker fetches at once, while it enhances another."""
 TAKEN = 2
 """Of work that nobody waits for: one that is enhanced, and one that stands ready, so that none is waited for."""
-TAKEN_BY_FEW = 4
-"""Likewise, in a store that has jobs of archives alone. Its workers are few, so that none keeps work from the others,
-and its series may be small: none is waited for where one takes a quarter as long as it takes until the next look."""
+TAKEN_BY_FEW = 16
+"""Likewise, in a store that has jobs of archives alone. Its workers are few, so that none keeps much work from the
+others, and its series may be small: none is waited for where one takes a 16th of the time until the next look."""
 _BACK = 60.0
 """Seconds that clocks may differ before a pause is taken for one that began on another clock."""
 
@@ -155,7 +156,7 @@ def launch(
         DBOS.register_queue(
             REENHANCING,
             worker_concurrency=TAKEN if hurried else TAKEN_BY_FEW,
-            polling_interval_sec=UNHURRIED_SECONDS,
+            polling_interval_sec=UNHURRIED_SECONDS if hurried else BY_FEW_SECONDS,
             on_conflict="always_update",
         )
         DBOS.register_queue(
@@ -180,7 +181,11 @@ _stopping = threading.Event()
 @DBOS.workflow(name=WORKFLOW)
 def _task(job: str, stage: str, number: int) -> dict[str, Any]:
     """One go at a stage, and the enqueueing of what follows."""
-    result = DBOS.run_step({"name": "go"}, _go, job, stage)
+    result = _go(job, stage)
+    if not result["then"]:
+        return result
+    # Kept before any of it is enqueued: a repeat after a crash enqueues the same, whatever its own go came to.
+    result = DBOS.run_step({"name": "go"}, lambda: result)
     for follow, pause, *more in result["then"]:  # of an earlier release without a priority
         options = enqueue_options(job, follow, number + 1, pause, *more)
         DBOS.enqueue_workflow_with_options(options, job, follow, number + 1)

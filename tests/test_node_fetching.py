@@ -192,3 +192,21 @@ def test_live_work_goes_before_an_archives():
         stopping.set()
         with turns.turn(behind=True, stopping=stopping) as mine:
             assert not mine
+
+
+def test_everyone_that_waits_gets_a_turn():
+    turns, stopping, order = Turns(), threading.Event(), []
+
+    def enhance(name):
+        with turns.turn(behind=True, stopping=stopping) as mine:
+            order.append((name, mine))
+
+    with turns.turn(behind=False, stopping=stopping):
+        threads = [threading.Thread(target=enhance, args=(number,)) for number in range(16)]
+        for thread in threads:
+            thread.start()
+        while len(turns._behind._waiters) < 16:
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join(10)
+    assert sorted(order) == [(number, True) for number in range(16)]

@@ -351,8 +351,7 @@ class Coordinator:
         """Make the folders of new jobs and enqueue them; while the disk or the database is away they wait here."""
         while self._unqueued:
             rows = self._unqueued[: self._together]
-            for row in rows:
-                self._make(row)
+            self._make(rows)
             self._jobs.enqueue_all([(row.id, self._first(row)) for row in rows], priority=PRIORITY)
             del self._unqueued[: len(rows)]
 
@@ -361,11 +360,17 @@ class Coordinator:
         groups = (read_whole(self._store / row.id / "fetch.json") or {"groups": []})["groups"]
         return ENHANCE if all(self._on_disks.get(group["source"]) for group in groups) else FETCH
 
-    def _make(self, row: JobRow) -> None:
-        """The folder of a job; the same row makes the same folder."""
-        folder = self._store / row.id
-        if folder.is_dir():
-            return
+    def _make(self, rows: Sequence[JobRow]) -> None:
+        """The folders of jobs, on the disk when this returns; the same row makes the same folder."""
+        try:
+            for row in rows:
+                if not (self._store / row.id).is_dir():
+                    self._make_folder(row)
+            flush(self._store)
+        except OSError as error:
+            raise OutputError(f"{self._store}: {error.strerror}") from error
+
+    def _make_folder(self, row: JobRow) -> None:
         series = self.plan.series(row.series)
         groups = self._groups(row.instances)
         plan = {"archive": True, "priority": PRIORITY, "enhance": True, "made": row.made, **self._way(row)}
@@ -377,17 +382,16 @@ class Coordinator:
             "calling_ae": "",
             "partial": False,
         }
-        part = folder.with_name(f".{row.id}.{secrets.token_hex(4)}.part")
+        part = self._store / f".{row.id}.{secrets.token_hex(4)}.part"
         try:
             (part / "source").mkdir(mode=0o700, parents=True)
             for name, value in (("job.json", facts), ("plan.json", plan), ("fetch.json", {"groups": groups})):
                 _write(part / name, value)
             flush(part)
-            part.rename(folder)
-            flush(self._store)
-        except OSError as error:
+            part.rename(self._store / row.id)
+        except OSError:
             shutil.rmtree(part, ignore_errors=True)
-            raise OutputError(f"{self._store}: {error.strerror}") from error
+            raise
 
     def _groups(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """What is to be fetched from each source."""
@@ -503,7 +507,7 @@ class Coordinator:
                 return
             self._astray.discard(name)
             log.warning("job %s had gone astray and is put back", name)
-            self._make(self._open[name])
+            self._make([self._open[name]])
             first = ENHANCE if (folder / "fetched.json").exists() else self._first(self._open[name])
             if state is None:
                 self._jobs.enqueue(name, stage=first, priority=PRIORITY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections import Counter
@@ -38,7 +39,8 @@ class Turns:
     """Who enhances next in this process: one at a time, and an archive's series only when no other one waits."""
 
     def __init__(self) -> None:
-        self._free = threading.Condition()
+        lock = threading.Lock()
+        self._live, self._behind = threading.Condition(lock), threading.Condition(lock)
         self._taken, self._waiting = False, 0
 
     @contextmanager
@@ -49,13 +51,14 @@ class Turns:
             behind: Let those go first that are not.
             stopping: Ends the waiting.
         """
-        with self._free:
+        mine_comes = self._behind if behind else self._live
+        with mine_comes:
             self._waiting += not behind
             try:
                 while self._taken or (behind and self._waiting):
                     if stopping.is_set():
                         break
-                    self._free.wait(1.0)  # a turn that ends wakes it; `stopping` does not
+                    mine_comes.wait(1.0)  # a turn that ends wakes one; `stopping` does not
             finally:
                 self._waiting -= not behind
             mine = not stopping.is_set() and not self._taken
@@ -64,9 +67,9 @@ class Turns:
             yield mine
         finally:
             if mine:
-                with self._free:
+                with self._live:
                     self._taken = False
-                    self._free.notify_all()
+                    (self._live if self._waiting else self._behind).notify()
 
 
 class Enhancing:
@@ -96,7 +99,8 @@ class Enhancing:
         failures, crashes, why = tries(read_lines(journal))
         if failures >= settings.work.attempts or crashes >= settings.work.attempts:
             return {"failed": f"{failures + crashes} attempts; the last one: {why or 'the worker died'}", "derived": []}
-        write_lines(journal, [{"event": "started", "at": self._clock()}])
+        # A start that ends with the machine is none of the series' fault.
+        write_lines(journal, [{"event": "started", "at": self._clock()}], durable=False)
         try:
             counts, derived = self._enhance(folder, made, settings, stopping)
         except _StoppedError:
@@ -120,6 +124,7 @@ class Enhancing:
         from medenhance_dicom.decoding import Decoder
         from medenhance_dicom.report import RunReport
 
+        first = settings.enhance not in self._enhancements
         run = self._enhancement_for(settings, folder / "derived", made=made)
         report = RunReport(
             folder / "run_report.json", started=self._now(), device=run.device, engine=run.engine,
@@ -137,6 +142,9 @@ class Enhancing:
         report.close(finished=self._now())
         flush(report.path)
         flush(folder)
+        if first:  # libraries and weights are loaded, and stay: no collection looks through them again
+            gc.collect()
+            gc.freeze()
         return dict(counts), derived
 
     def _enhancement_for(self, settings: NodeSettings, output: Path, *, made: float) -> Enhancement:

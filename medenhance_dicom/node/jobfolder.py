@@ -69,8 +69,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+def write_lines(path: Path, lines: Iterable[dict[str, Any]], *, durable: bool = True) -> None:
     """Add lines; they are on the disk when this returns.
+
+    Args:
+        path: Of the journal.
+        lines: Each has an "event".
+        durable: False: other processes see them, but the machine may end without them, and without a journal that they
+            began.
 
     Raises:
         OSError: They are not.
@@ -87,10 +93,11 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
         text = b"\n" + text if os.fstat(handle).st_size else text
         while text:
             text = text[os.write(handle, text) :]
-        os.fsync(handle)
+        if durable:
+            os.fsync(handle)
     finally:
         os.close(handle)
-    if new:
+    if new and durable:
         for folder in (path.parent, path.parent.parent):
             flush(folder)
 

@@ -93,7 +93,7 @@ class SeriesWork:
                 return self._fetch(folder, stopping)
             if stage == ENHANCE:
                 return self._enhance(folder, stopping)
-            return self._deliver(folder, stage.removeprefix(TO), stopping)
+            return self._deliver(folder, stage.removeprefix(TO), *self._plan_and_settings(folder), stopping)
         except (OSError, OutputError):
             raise
         except Exception as error:  # nobody thought of it: a person has to see it
@@ -109,9 +109,7 @@ class SeriesWork:
         return result
 
     def _enhance(self, folder: Path, stopping: threading.Event) -> Result:
-        settings = self._settings()
-        plan = self._plan(folder, settings)
-        settings = settings_of(plan, settings)
+        plan, settings = self._plan_and_settings(folder)
         ended = read_whole(folder / "enhanced.json")
         if ended is None:
             if plan["enhance"]:
@@ -162,7 +160,7 @@ class SeriesWork:
             few = "archive" in plan or len(ended["derived"]) <= _FEW
             if fills and few and "failed" not in ended:
                 with locked(folder / f".{TO}{name}.lock") as free:
-                    if free and self._deliver(folder, name, stopping).state == "done":
+                    if free and self._deliver(folder, name, plan, settings, stopping).state == "done":
                         continue
             left.append(name)
         return left
@@ -170,15 +168,21 @@ class SeriesWork:
     def _tell_enhanced(self, job: str, ended: dict[str, Any]) -> None:
         self.audit.append("not enhanced" if "failed" in ended else "enhanced", job=job, **_facts(ended))
 
-    def _deliver(self, folder: Path, name: str, stopping: threading.Event) -> Result:
-        settings = self._settings()
-        plan = self._plan(folder, settings)
+    def _deliver(
+        self, folder: Path, name: str, plan: dict[str, Any], settings: NodeSettings, stopping: threading.Event
+    ) -> Result:
         if name not in plan["destinations"]:
             return Result("done", "no longer asked for")
-        result = self._delivering.go(folder, name, settings_of(plan, settings), stopping)
+        result = self._delivering.go(folder, name, settings, stopping)
         if result.state == "done":
             self._mark_done(folder, plan)
         return result
+
+    def _plan_and_settings(self, folder: Path) -> tuple[dict[str, Any], NodeSettings]:
+        """The job's plan.json, and the settings as the job has them."""
+        settings = self._settings()
+        plan = self._plan(folder, settings)
+        return plan, settings_of(plan, settings)
 
     def _plan(self, folder: Path, settings: NodeSettings) -> dict[str, Any]:
         """Where the series goes, and whether it is enhanced; decided once, and again after a retry."""

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from medenhance_dicom.allocator import keep_one_arena
 from medenhance_dicom.errors import OutputError
 from medenhance_dicom.node.settings import NodeSettings
 from medenhance_dicom.node.state import settings_in_force
@@ -47,7 +46,6 @@ def work_until_stopped(load: Callable[[], NodeSettings], *, hurried: bool = True
         ConfigurationError: The configuration is wrong, or the database cannot be reached.
         OutputError: The store cannot be written.
     """
-    keep_one_arena()  # in the command; a child of a node or of a run has done it
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
