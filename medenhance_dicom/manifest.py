@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medenhance_dicom.errors import ModelError
+from medenhance_dicom.tables import checked, read_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -218,17 +218,7 @@ def load_manifest(folder: Path | None = None) -> Manifest:
     """
     folder = models_folder() if folder is None else folder
     path = folder / FILE_NAME
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Manifest(root=folder, **content)
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise ModelError(f"{path}: not a manifest: {error}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ModelError(f"{path}: {where}: {first['msg']}") from error
+    return checked(Manifest, read_table(path, ModelError) | {"root": folder}, path, ModelError)
 
 
 def load_network(key: str, manifest: Manifest | None = None) -> nn.Module:

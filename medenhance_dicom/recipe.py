@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from medenhance_dicom.errors import RecipeError
+from medenhance_dicom.tables import checked, read_table
 
 Fact: TypeAlias = str | int | float | Sequence[str | int | float] | None
 Parameter: TypeAlias = bool | int | float | str | tuple[float, ...]
@@ -171,14 +171,7 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: not readable, not TOML, or a key or value is wrong; names the file and the key.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        return Recipe.model_validate(table)
-    except ValidationError as error:
-        reasons = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise RecipeError(f"{path.name}: {reasons}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{path.name}: {error}") from error
+    return checked(Recipe, read_table(path, RecipeError), path, RecipeError)
 
 
 def load_recipes(folder: Path | None = None) -> list[Recipe]:

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,8 +33,8 @@ from medenhance_dicom.jobs import (
 )
 
 POLLING_SECONDS = 0.1
-UNHURRIED_SECONDS, BY_FEW_SECONDS = 0.4, 1.0
-"""Between looks at the queues of work that nobody waits for, the second where `TAKEN_BY_FEW`; a look costs about 3 ms
+UNHURRIED_SECONDS, ALONE_SECONDS = 0.4, 1.0
+"""Between looks at the queues of work that nobody waits for, the second where `TAKEN_ALONE`; a look costs about 3 ms
 of a core."""
 SELDOM_SECONDS = 4.0
 """Between looks at queues that are only used where something went wrong."""
@@ -43,13 +44,28 @@ FETCHES = 2
 """Series that a worker fetches at once, while it enhances another."""
 TAKEN = 2
 """Of work that nobody waits for: one that is enhanced, and one that stands ready, so that none is waited for."""
-TAKEN_BY_FEW = 16
-"""Likewise, in a store that has jobs of archives alone. Its workers are few, so that none keeps much work from the
-others, and its series may be small: none is waited for where one takes a 16th of the time until the next look."""
+TAKEN_BY_FEW = 4
+"""Likewise, in a store that has jobs of archives alone. Its workers are few, so that none keeps work from the others,
+and its series may be small: none is waited for where one takes a quarter as long as it takes until the next look."""
+TAKEN_ALONE = 16
+"""Likewise, by the only worker."""
 _BACK = 60.0
 """Seconds that clocks may differ before a pause is taken for one that began on another clock."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a worker may rely on, and so need not look for."""
+
+    hurried: bool = True
+    """Somebody may wait for the work; else live jobs are not looked for."""
+    at_hand: bool = False
+    """Nothing comes or goes over a network, so fetching and delivering are no stages of their own, but where something
+    went wrong."""
+    alone: bool = False
+    """No other worker would go at what this one has taken and has not begun."""
 
 
 class Worker:
@@ -89,6 +105,8 @@ class Worker:
                 _mend_delays(self._longest)
             except Exception as error:  # the database is away: it is tried for as long as the process lives
                 self._watch.reset()
+                if _stopping.is_set():
+                    continue  # DBOS goes first
                 log.warning("heartbeat: %s", type(error).__name__)
 
     def _recover_the_silent(self) -> None:
@@ -109,8 +127,7 @@ def launch(
     executor: str | None = None,
     beat: float = 5.0,
     silent: float = 60.0,
-    hurried: bool = True,
-    at_hand: bool = False,
+    surroundings: Surroundings | None = None,
     longest: float = 3600.0,
 ) -> Worker:
     """Start working in threads of this process, on one series and `DELIVERIES` deliveries to each peer at once.
@@ -125,15 +142,15 @@ def launch(
             process has.
         beat: Seconds between heartbeats.
         silent: Seconds without a heartbeat after which a worker is dead to the others.
-        hurried: Somebody may wait for the work; else live jobs are not looked for.
-        at_hand: Nothing comes or goes over a network, so fetching and delivering are no stages of their own, but where
-            something went wrong.
+        surroundings: What it may rely on; None: nothing.
         longest: Seconds that no pause of this work exceeds; a longer one was begun on a clock that has been set back.
 
     Raises:
         ConfigurationError: The database cannot be reached, or the name is another living process's.
     """
     global _work  # noqa: PLW0603 - DBOS knows workflows as functions
+    surroundings = surroundings or Surroundings()
+    hurried, at_hand, alone = surroundings.hurried, surroundings.at_hand, surroundings.alone
     executor, lock = _claim(locks, executor)
     try:
         prepare_database(database)
@@ -155,8 +172,8 @@ def launch(
         )
         DBOS.register_queue(
             REENHANCING,
-            worker_concurrency=TAKEN if hurried else TAKEN_BY_FEW,
-            polling_interval_sec=UNHURRIED_SECONDS if hurried else BY_FEW_SECONDS,
+            worker_concurrency=TAKEN_ALONE if alone else TAKEN if hurried else TAKEN_BY_FEW,
+            polling_interval_sec=ALONE_SECONDS if alone else UNHURRIED_SECONDS,
             on_conflict="always_update",
         )
         DBOS.register_queue(

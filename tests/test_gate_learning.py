@@ -165,7 +165,7 @@ def test_the_command_says_what_is_wrong_with_a_recipe(folder, tmp_path):
     with pytest.raises(RecipeError, match="steps"):
         DetectorRecipe.read(path)
     path.write_text("name = ")
-    with pytest.raises(RecipeError, match="not a recipe"):
+    with pytest.raises(RecipeError, match="not TOML"):
         DetectorRecipe.read(path)
 
 

@@ -86,7 +86,7 @@ def test_the_folder_can_be_named_by_the_environment(tmp_path, monkeypatch):
         ({"device_uid": '"2.25.x"'}, r"weights\.tiny\.device_uid"),
         ({"licence": None}, r"weights\.tiny\.licence: Field required"),
         ({"colour": '"red"'}, r"weights\.tiny\.colour: Extra inputs"),
-        ({"network": "stillgan"}, "not a manifest"),
+        ({"network": "stillgan"}, "not TOML"),
         ({"guide_encoder": f'{{ file = "e", sha256 = "{"0" * 64}", size = 64 }}'}, "is for network hqgnet"),
         ({"network": '"hqgnet"', "guide_encoder": '{ file = "e", size = 64 }'}, r"tiny\.guide_encoder\.sha256"),
         ({"network": '"hqgnet"', "guide_encoder": f'{{ file = "e", sha256 = "{"0" * 64}", size = 9 }}'}, "size"),

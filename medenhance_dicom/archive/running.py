@@ -630,11 +630,13 @@ def _remove(folder: Path) -> None:
 def own_worker(config: Path, of: int, live: bool, at_hand: bool) -> None:
     """One of `of` workers of a run, on a store that is a node's (`live`) or not; a target for `Children`."""
     from medenhance_dicom.node.worker import work_until_stopped
+    from medenhance_dicom.worker import Surroundings
 
     os.nice(5)
     if of > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // of)))
-    work_until_stopped(partial(load_settings, config), hurried=live, at_hand=at_hand and not live)
+    surroundings = Surroundings() if live else Surroundings(hurried=False, at_hand=at_hand, alone=of == 1)
+    work_until_stopped(partial(load_settings, config), surroundings)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from medenhance_dicom.calibration.honest import METHODS, SOURCES, conventional
-from medenhance_dicom.calibration.measuring import Prepared
+from medenhance_dicom.calibration.measuring import Prepared, area_means
 from medenhance_dicom.gate.alterations import alter
 from medenhance_dicom.gate.detector import planes
 from medenhance_dicom.gate.working import prepare
@@ -150,14 +150,9 @@ def _another_look(before: Unit, after: Unit, inside: Mask, rng: np.random.Genera
     if rng.random() < SMALLER_FRACTION:
         share = rng.uniform(0.5, 0.95)
         size = max(64, round(inside.shape[0] * share)), max(64, round(inside.shape[1] * share))
-        before, after = (_resized(x, size) for x in (before, after))
-        inside = _resized(inside[..., None].astype(np.float32), size)[..., 0] > 0.99
+        before, after = (area_means(x, size) for x in (before, after))
+        inside = area_means(inside[..., None].astype(np.float32), size)[..., 0] > 0.99
     return before, np.ascontiguousarray(after, np.float32), inside
-
-
-def _resized(x: Unit, size: tuple[int, int]) -> Unit:
-    small = functional.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(x)).permute(2, 0, 1)[None], size)[0]
-    return np.ascontiguousarray(small.permute(1, 2, 0).numpy())
 
 
 def _window(truth: Mask, side: int, rng: np.random.Generator) -> tuple[int, int]:

@@ -6,14 +6,12 @@ import hashlib
 import json
 import math
 import time
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import save_file
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,7 +22,8 @@ from medenhance_dicom.calibration.pictures import Sample, find_pictures
 from medenhance_dicom.errors import InputError, RecipeError
 from medenhance_dicom.guides import read_picture
 from medenhance_dicom.networks import build_network
-from medenhance_dicom.training.checkpoint import load_checkpoint, save_checkpoint
+from medenhance_dicom.tables import checked, read_table
+from medenhance_dicom.training.checkpoint import half_precision, load_checkpoint, save_checkpoint, save_weights
 
 __all__ = ["DetectorRecipe", "learn"]
 
@@ -75,15 +74,7 @@ class DetectorRecipe(_Table):
         Raises:
             RecipeError: Not TOML, or an entry is wrong; names file and key.
         """
-        try:
-            return cls(**tomllib.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise RecipeError(f"{path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError) as error:
-            raise RecipeError(f"{path}: not a recipe: {error}") from error
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise RecipeError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        return checked(cls, read_table(path, RecipeError), path, RecipeError)
 
     def learns_from(self, group: str) -> bool:
         """Whether a patient or sequence is on the side that is learned from, by its name alone."""
@@ -167,7 +158,9 @@ def learn(
                 log.flush()
                 saved = time.monotonic()
     save(recipe.steps)
-    return _export(average.module, recipe, [s for _, found in domains for s in found], run / "detector.safetensors")
+    learned_from = [sample for _, found in domains for sample in found]
+    save_weights(run / "detector.safetensors", half_precision(average.module), _metadata(recipe, learned_from))
+    return run / "detector.safetensors"
 
 
 def losses(odds: Tensor, truth: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,8 +213,8 @@ def _pairs(samples: list[Sample], domain: Domain, folder: Path, seed: int) -> li
         if not enhancers:
             enhancers = [honest for key in domain.weights if isinstance(honest := honest_of(key, None)[1], Prepared)]
         picture = bounded(read_picture(sample.path))
-        if enhancers and enhancers[0].channels == 1 and picture.shape[2] == 3:
-            picture = picture[..., 1:2]
+        if enhancers:
+            picture = enhancers[0].seen(picture)
         store_pairs(files[-1], picture, enhancers, np.random.default_rng((seed, number)))
     return files
 
@@ -231,15 +224,10 @@ def _cosine(share: float) -> float:
     return 1.0 if share < 0.3 else 0.01 + 0.495 * (1 + math.cos(math.pi * (share - 0.3) / 0.7))
 
 
-def _export(network: nn.Module, recipe: DetectorRecipe, samples: list[Sample], path: Path) -> Path:
-    tensors = {k: v.half() if v.is_floating_point() else v for k, v in network.cpu().state_dict().items()}
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    metadata = {
+def _metadata(recipe: DetectorRecipe, samples: list[Sample]) -> dict[str, str]:
+    """What the weights say of themselves."""
+    return {
         "recipe": recipe.model_dump_json(),
         "pictures": json.dumps(sorted(hashlib.sha256(s.path.read_bytes()).hexdigest()[:16] for s in samples)),
         "groups": str(len({s.group for s in samples})),
     }
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata=metadata)
-    part.replace(path)
-    return path

@@ -55,10 +55,13 @@ class Prepared:
     recipe: PreparedRecipe
     channels: int | None = None
 
+    def seen(self, picture: Unit) -> Unit:
+        """Of a colour picture its green plane, where the enhancer is of grey ones."""
+        return picture[..., 1:2] if self.channels == 1 and picture.shape[2] == 3 else picture
+
     def pairs(self, picture: Unit, rng: np.random.Generator, count: int) -> Iterator[tuple[str, Unit, Unit, Mask]]:
         """See `Honest`."""
-        if self.channels == 1 and picture.shape[2] == 3:
-            picture = picture[..., 1:2]
+        picture = self.seen(picture)
         for name in ["as it is", *rng.permutation(list(SOURCES)[1:])][:count]:
             before = np.clip(SOURCES[name](picture, rng), 0, 1).astype(np.float32)
             yield str(name), before, self.recipe.enhance_picture(before), self.recipe.region(before, None)
@@ -119,12 +122,16 @@ def measure(
 
 def bounded(picture: Unit) -> Unit:
     """At most `LONGEST` pixels long, by area means, as the gate itself works."""
-    import torch
-    from torch.nn.functional import adaptive_avg_pool2d
-
     share = LONGEST / max(picture.shape)
     if share >= 1:
         return picture
-    size = round(picture.shape[0] * share), round(picture.shape[1] * share)
-    planes = adaptive_avg_pool2d(torch.from_numpy(picture).permute(2, 0, 1)[None], size)[0]
-    return np.ascontiguousarray(planes.permute(1, 2, 0).numpy())
+    return area_means(picture, (round(picture.shape[0] * share), round(picture.shape[1] * share)))
+
+
+def area_means(picture: Unit, size: tuple[int, int]) -> Unit:
+    """A picture (H, W, C) in smaller: (h, w, C)."""
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    planes = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+    return np.ascontiguousarray(adaptive_avg_pool2d(planes[None], size)[0].permute(1, 2, 0).numpy())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medenhance_dicom.errors import RecipeError
+from medenhance_dicom.tables import checked, read_table
 from medenhance_dicom.training.recipe import Pictures
 
 ORIGINAL = "original"
@@ -131,11 +131,7 @@ def load_evaluation_recipe(path: Path) -> EvaluationRecipe:
     Raises:
         RecipeError: The file is missing, no TOML, or has a wrong key or value; names file and key.
     """
-    try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{path}: {error}") from error
-    recipe = make_evaluation_recipe(found, str(path))
+    recipe = make_evaluation_recipe(read_table(path, RecipeError), str(path))
     if recipe.name != path.stem:
         raise RecipeError(f"{path}: name: {recipe.name!r} is not the file's name")
     return recipe
@@ -151,8 +147,4 @@ def make_evaluation_recipe(found: dict[str, Any], source: str) -> EvaluationReci
     Raises:
         RecipeError: A key or value is wrong; names the source and the key.
     """
-    try:
-        return EvaluationRecipe.model_validate(found)
-    except ValidationError as error:
-        said = "; ".join(": ".join(filter(None, [".".join(map(str, e["loc"])), e["msg"]])) for e in error.errors())
-        raise RecipeError(f"{source}: {said}") from None
+    return checked(EvaluationRecipe, found, source, RecipeError)

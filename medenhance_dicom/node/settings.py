@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from medenhance_dicom.errors import ConfigurationError
+from medenhance_dicom.tables import checked, read_table
 
 AETitle = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=16, pattern=r"^[ -\[\]-~]+$")
@@ -274,18 +274,7 @@ def load_settings(path: Path) -> NodeSettings:
     Raises:
         ConfigurationError: Not there, not TOML, or a key that is missing, unknown or wrong; names file and key.
     """
-    try:
-        with path.open("rb") as handle:
-            table: dict[str, Any] = tomllib.load(handle)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: {error}") from error
-    try:
-        settings = NodeSettings.model_validate(table)
-    except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigurationError(f"{path}: {said}") from error
+    settings = checked(NodeSettings, read_table(path, ConfigurationError), path, ConfigurationError)
     return _at(settings, path.parent)
 
 

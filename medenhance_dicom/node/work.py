@@ -37,7 +37,7 @@ from medenhance_dicom.node.settings import Destination, NodeSettings
 
 if TYPE_CHECKING:
     from medenhance_dicom.node.forward import SendReport
-    from medenhance_dicom.worker import Worker
+    from medenhance_dicom.worker import Surroundings, Worker
 
 _FEW = 16  # files of a live series that are put into a folder without a stage of its own
 _BUSY = 5.0  # seconds until a stage that another worker is at is looked at again
@@ -257,13 +257,12 @@ def network_peers(store: Path) -> Peers:
     return Peers(send, ask, report)
 
 
-def launch_worker(load: Callable[[], NodeSettings], *, hurried: bool = True, at_hand: bool = False) -> Worker:
+def launch_worker(load: Callable[[], NodeSettings], surroundings: Surroundings | None = None) -> Worker:
     """Start a worker on the node's jobs in this process. `load` reads the configuration, before each go.
 
     Args:
         load: See above.
-        hurried: False for a store that has jobs of archives alone.
-        at_hand: As `worker.launch` takes it.
+        surroundings: As `worker.launch` takes it.
 
     Raises:
         ConfigurationError: The file is wrong, or the database cannot be reached.
@@ -279,8 +278,7 @@ def launch_worker(load: Callable[[], NodeSettings], *, hurried: bool = True, at_
         locks=settings.store / "workers",
         beat=settings.work.heartbeat_seconds,
         silent=settings.work.silent_seconds,
-        hurried=hurried,
-        at_hand=at_hand,
+        surroundings=surroundings,
         longest=max(settings.work.longest_pause, LONGEST_POLL),
     )
 

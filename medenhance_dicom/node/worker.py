@@ -13,12 +13,15 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from medenhance_dicom.errors import OutputError
 from medenhance_dicom.node.settings import NodeSettings
 from medenhance_dicom.node.state import settings_in_force
 from medenhance_dicom.node.work import launch_worker
+
+if TYPE_CHECKING:
+    from medenhance_dicom.worker import Surroundings
 
 STEP_SECONDS = 30.0
 """That the current step has when the worker is to stop. What it does not finish is repeated."""
@@ -34,13 +37,12 @@ def worker_main(store: Path, of: int) -> None:
     work_until_stopped(partial(settings_in_force, store))
 
 
-def work_until_stopped(load: Callable[[], NodeSettings], *, hurried: bool = True, at_hand: bool = False) -> NoReturn:
+def work_until_stopped(load: Callable[[], NodeSettings], surroundings: Surroundings | None = None) -> NoReturn:
     """Work on jobs until SIGTERM or SIGINT; then end the current step, and the process with exit code 0.
 
     Args:
         load: Reads the node's configuration. Its store has to be the same folder on every host.
-        hurried: False for a store that has jobs of archives alone.
-        at_hand: As `worker.launch` takes it.
+        surroundings: As `worker.launch` takes it.
 
     Raises:
         ConfigurationError: The configuration is wrong, or the database cannot be reached.
@@ -50,7 +52,7 @@ def work_until_stopped(load: Callable[[], NodeSettings], *, hurried: bool = True
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     scratch = own_scratch(load().store)
-    worker = launch_worker(load, hurried=hurried, at_hand=at_hand)
+    worker = launch_worker(load, surroundings)
     log.info("worker %s works", worker.executor)
     stop.wait()
     worker.stop(STEP_SECONDS)

@@ -1,4 +1,4 @@
-"""Checkpoints without pickle: tensors as safetensors, the rest as JSON in the same file's metadata."""
+"""Checkpoints and weights without pickle: tensors as safetensors, the rest in the same file's metadata."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from medenhance_dicom.errors import ModelError
 
@@ -40,8 +40,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     skeleton = _flatten(state, "", tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(path, tensors, {"state": json.dumps(skeleton)})
+
+
+def half_precision(network: nn.Module) -> dict[str, Tensor]:
+    """A network's weights as they are kept: on the CPU, floating point ones in half precision."""
+    kept = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    return {k: v.half() if v.is_floating_point() else v for k, v in kept.items()}
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors, whole or not at all; `metadata` is what the file says of itself."""
     part = path.with_name(f".{path.name}.part")
-    save_file(tensors, part, metadata={"state": json.dumps(skeleton)})
+    save_file(tensors, part, metadata=metadata)
     part.replace(path)
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from medenhance_dicom.errors import ModelError
-from medenhance_dicom.training.checkpoint import load_checkpoint, save_checkpoint
+from medenhance_dicom.training.checkpoint import half_precision, load_checkpoint, save_checkpoint, save_weights
 from medenhance_dicom.training.cycle import CycleMethod
 from medenhance_dicom.training.data import Batch, TrainingPictures
 from medenhance_dicom.training.diary import Diary
@@ -164,12 +164,9 @@ def _laid_out(batch: torch.Tensor) -> torch.Tensor:
 
 def export(network: nn.Module, path: Path) -> None:
     """Write a network's weights in half precision, whole or not at all; a task's say what they are the weights of."""
-    part = path.with_name(f".{path.name}.part")
-    kept = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    kept = {k: v.half() if v.is_floating_point() else v for k, v in kept.items()}
+    kept = half_precision(network)
     about = network.about if isinstance(network, DownstreamTask) else None
-    save_file(kept, part, metadata=kept_metadata(about, kept) if about else None)
-    part.replace(path)
+    save_weights(path, kept, kept_metadata(about, kept) if about else None)
 
 
 def _unwrapped_copy(module: nn.Module) -> nn.Module:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medenhance_dicom.errors import RecipeError
+from medenhance_dicom.tables import checked, read_table
 
 
 class _Table(BaseModel):
@@ -305,18 +305,11 @@ def load_training_recipe(path: Path, overrides: dict[str, Any] | None = None) ->
     Raises:
         RecipeError: The file is missing, no TOML, or has a wrong key or value; names file and key.
     """
-    try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{path}: {error}") from error
+    table = read_table(path, RecipeError)
     for dotted, value in (overrides or {}).items():
         *parents, leaf = dotted.split(".")
         node = table
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = value
-    try:
-        return TrainingRecipe.model_validate(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise RecipeError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return checked(TrainingRecipe, table, path, RecipeError)
