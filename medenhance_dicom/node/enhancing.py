@@ -143,6 +143,7 @@ class Enhancing:
         flush(report.path)
         flush(folder)
         if first:  # libraries and weights are loaded, and stay: no collection looks through them again
+            gc.unfreeze()  # weights that these have displaced
             gc.collect()
             gc.freeze()
         return dict(counts), derived
