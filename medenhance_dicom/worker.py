@@ -47,8 +47,8 @@ TAKEN = 2
 TAKEN_BY_FEW = 4
 """Likewise, in a store that has jobs of archives alone. Its workers are few, so that none keeps work from the others,
 and its series may be small: none is waited for where one takes a quarter as long as it takes until the next look."""
-TAKEN_ALONE = 16
-"""Likewise, by the only worker."""
+TAKEN_ALONE = 32
+"""Likewise, by the only worker, where some wait for each other (`Turns.gather`)."""
 _BACK = 60.0
 """Seconds that clocks may differ before a pause is taken for one that began on another clock."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from medenhance_dicom.errors import PeerError
 from medenhance_dicom.jobs import ENHANCE, FETCH, Result, Task
-from medenhance_dicom.node import sources
+from medenhance_dicom.node import enhancing, sources
 from medenhance_dicom.node.delivering import Peers
 from medenhance_dicom.node.enhancing import Turns
 from medenhance_dicom.node.fetching import Fetching, places_of, settings_of
@@ -210,3 +210,39 @@ def test_everyone_that_waits_gets_a_turn():
     for thread in threads:
         thread.join(10)
     assert sorted(order) == [(number, True) for number in range(16)]
+
+
+def test_series_that_are_enhanced_wait_for_each_other():
+    turns, stopping, order = Turns(), threading.Event(), []
+
+    def enhance(number):
+        with turns.turn(behind=True, stopping=stopping) as mine:
+            assert mine
+            order.append("enhanced")
+        turns.gather(stopping)
+        order.append("went on")
+
+    with turns.turn(behind=False, stopping=stopping):
+        threads = [threading.Thread(target=enhance, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        while len(turns._behind._waiters) < 8:
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join(10)
+    assert order == ["enhanced"] * 8 + ["went on"] * 8
+
+
+@pytest.mark.parametrize("ends", ["time", "stopping"])
+def test_none_waits_for_long(monkeypatch, ends):
+    turns, stopping = Turns(), threading.Event()
+    monkeypatch.setattr(enhancing, "_GATHERED_SECONDS", 0.2)
+    with turns.turn(behind=True, stopping=stopping):  # a series that takes long
+        if ends == "stopping":
+            stopping.set()
+        threads = [threading.Thread(target=turns.gather, args=(stopping,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 _KEPT = 3
 """Enhancements of a process with their weights: the node's own, an archive's and what that is compared with."""
 
+_GATHERED_SECONDS = 2.0
+"""How long a series that is enhanced waits for others, so that what follows is done for all of them in a row."""
+
 log = logging.getLogger(__name__)
 
 
@@ -41,7 +45,8 @@ class Turns:
     def __init__(self) -> None:
         lock = threading.Lock()
         self._live, self._behind = threading.Condition(lock), threading.Condition(lock)
-        self._taken, self._waiting = False, 0
+        self._taken, self._waiting, self._waiting_behind = False, 0, 0
+        self._gathered, self._gathering_ends = threading.Condition(lock), 0.0
 
     @contextmanager
     def turn(self, *, behind: bool, stopping: threading.Event) -> Iterator[bool]:
@@ -54,6 +59,7 @@ class Turns:
         mine_comes = self._behind if behind else self._live
         with mine_comes:
             self._waiting += not behind
+            self._waiting_behind += behind
             try:
                 while self._taken or (behind and self._waiting):
                     if stopping.is_set():
@@ -61,6 +67,7 @@ class Turns:
                     mine_comes.wait(1.0)  # a turn that ends wakes one; `stopping` does not
             finally:
                 self._waiting -= not behind
+                self._waiting_behind -= behind
             mine = not stopping.is_set() and not self._taken
             self._taken = self._taken or mine
         try:
@@ -70,6 +77,29 @@ class Turns:
                 with self._live:
                     self._taken = False
                     (self._live if self._waiting else self._behind).notify()
+
+    def gather(self, stopping: threading.Event) -> None:
+        """Wait for others that have had their turns, and go on together.
+
+        What follows an enhancement takes half the processor time or less right after the same for another series:
+        an enhancement has emptied the processor's caches. So it is waited until nobody has a turn or waits for one, or
+        `_GATHERED_SECONDS` after the first came.
+
+        Args:
+            stopping: Ends the waiting.
+        """
+        with self._gathered:
+            now = time.monotonic()
+            if self._gathering_ends <= now:
+                self._gathering_ends = now + _GATHERED_SECONDS
+            ends = self._gathering_ends
+            while self._gathering_ends == ends and not stopping.is_set():
+                left = ends - time.monotonic()
+                if left <= 0 or not (self._taken or self._waiting or self._waiting_behind):
+                    self._gathering_ends = 0.0
+                    self._gathered.notify_all()
+                else:
+                    self._gathered.wait(left)
 
 
 class Enhancing:

@@ -49,10 +49,22 @@ class SeriesWork:
     """The stages of a series. Gos may run in several threads; enhancing takes turns."""
 
     def __init__(
-        self, settings: Callable[[], NodeSettings], peers: Peers, *, clock: Callable[[], float] = time.time
+        self,
+        settings: Callable[[], NodeSettings],
+        peers: Peers,
+        *,
+        alone: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        """Args: settings: read anew for each go; peers: the network; clock: seconds since the epoch."""
-        self._settings, self._clock = settings, clock
+        """Prepare.
+
+        Args:
+            settings: Read anew for each go.
+            peers: The network.
+            alone: This process has taken so many series of archives that some may wait for each other.
+            clock: Seconds since the epoch.
+        """
+        self._settings, self._clock, self._alone = settings, clock, alone
         self._store = settings().store
         self.audit = Audit(self._store / "audit" / "audit.jsonl", clock=clock)
         self._fetching = Fetching(clock)
@@ -120,6 +132,8 @@ class SeriesWork:
             else:
                 ended = {"counts": {}, "derived": []}
             write_whole(folder / "enhanced.json", ended)  # first: what is in the trail is never enhanced again
+            if self._alone and "archive" in plan:
+                self._turns.gather(stopping)
             self._tell_enhanced(folder.name, ended)
         elif not any(event["event"] in ("enhanced", "not enhanced") for event in self.audit.events(folder.name)):
             self._tell_enhanced(folder.name, ended)  # a worker died in between
@@ -273,7 +287,7 @@ def launch_worker(load: Callable[[], NodeSettings], surroundings: Surroundings |
     read = settings_reader(load)
     settings = read()
     return launch(
-        SeriesWork(read, network_peers(settings.store)),
+        SeriesWork(read, network_peers(settings.store), alone=surroundings is not None and surroundings.alone),
         database=database_of(settings),
         locks=settings.store / "workers",
         beat=settings.work.heartbeat_seconds,
