@@ -183,7 +183,7 @@ def work(config: Path, claims: int, counter: Path) -> None:
 
 def enhance_nothing(folder: Path) -> tuple[dict[str, int], list[str]]:
     """Derived files and a report as `Enhancing._enhance` leaves them, of nothing."""
-    groups = json.loads((folder / "fetch.json").read_bytes())["groups"]
+    groups = json.loads((folder / "job.json").read_bytes())["groups"]
     outcomes, derived = [], []
     for group in groups:
         for number, key in enumerate(group["keys"]):

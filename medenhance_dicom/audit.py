@@ -31,11 +31,12 @@ class Audit:
         """Args: path: its folder is made; clock: seconds since the epoch."""
         self.path, self._clock = path, clock
 
-    def append(self, event: str, **facts: Any) -> dict[str, Any]:
+    def append(self, event: str, *, durable: bool = True, **facts: Any) -> dict[str, Any]:
         """Add a line; it is on the disk when this returns.
 
         Args:
             event: What happened, such as "sent".
+            durable: False: it is once the next durable one is.
             facts: JSON values; not `n`, `time`, `event`, `previous`, `torn` or `digest`.
 
         Returns:
@@ -48,7 +49,7 @@ class Audit:
             handle = self._open()
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)
-                return self._append(handle, event, facts)
+                return self._append(handle, event, facts, durable=durable)
             finally:
                 os.close(handle)
         except OSError as error:
@@ -81,7 +82,7 @@ class Audit:
                 os.close(folder)
             return handle
 
-    def _append(self, handle: int, event: str, facts: dict[str, Any]) -> dict[str, Any]:
+    def _append(self, handle: int, event: str, facts: dict[str, Any], *, durable: bool) -> dict[str, Any]:
         size = os.fstat(handle).st_size
         last, torn = _tail(handle, size)
         before = _parsed(last)
@@ -99,7 +100,8 @@ class Audit:
         try:
             while line:
                 line = line[os.write(handle, line) :]
-            os.fsync(handle)
+            if durable:
+                os.fsync(handle)
         except OSError:
             os.ftruncate(handle, size)
             raise

@@ -124,6 +124,19 @@ def test_several_processes_keep_one_chain(tmp_path):
         assert [line["instances"] for line in Audit(path).events(pid)] == list(range(25))
 
 
+def test_a_line_that_may_wait_is_on_the_disk_with_the_next(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(audit.os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_size))
+    written = trail(tmp_path, 1)
+    before = len(flushed)
+    written.append("delivered", durable=False, job="job1")
+    assert len(flushed) == before
+    assert [line["event"] for line in written.events("job1")] == ["delivered"]
+    written.append("done", job="job1")
+    assert flushed[before:] == [written.path.stat().st_size]
+    assert verify(written.path) is None
+
+
 def test_events_of_one_job(tmp_path):
     written = trail(tmp_path, 6)
     written.append("note", why="job1 is mentioned")

@@ -51,7 +51,7 @@ def ask(job, *groups):
         {"source": name, "options": {}, "wanted": [[n, "1", "2", n, "3"] for n in names], "keys": list(names)}
         for name, names in groups
     ]
-    (job / "fetch.json").write_text(json.dumps({"groups": told}))
+    (job / "job.json").write_text(json.dumps({"groups": told}))
 
 
 def go(job, monkeypatch, stopping=None, **shelves):
@@ -117,13 +117,13 @@ def test_what_lies_on_disks_needs_no_stage(job, tmp_path):
     uids = [instance.StudyInstanceUID, instance.SeriesInstanceUID, instance.SOPInstanceUID]
     wanted = [[str(path), *uids, "3"], [str(path.with_name("gone.dcm")), *uids, "3"]]
     group = {"source": str(path.parent), "options": {}, "wanted": wanted[:1], "keys": ["a"]}
-    (job / "fetch.json").write_text(json.dumps({"groups": [group]}))
+    (job / "job.json").write_text(json.dumps({"groups": [group]}))
     fetching, running = Fetching(lambda: 1000.0), threading.Event()
     for _ in range(2):  # as often as it is enhanced
         assert fetching.at_once(job, running) is None
         assert (job / "source" / "0.dcm").readlink() == path
     assert not (job / "fetched.json").exists()
-    (job / "fetch.json").write_text(json.dumps({"groups": [group | {"wanted": wanted, "keys": ["a", "b"]}]}))
+    (job / "job.json").write_text(json.dumps({"groups": [group | {"wanted": wanted, "keys": ["a", "b"]}]}))
     assert fetching.at_once(job, running) is None
     assert list(json.loads((job / "fetched.json").read_text())["missing"]) == ["1.dcm"]
     assert [p.name for p in (job / "source").iterdir()] == ["0.dcm"]

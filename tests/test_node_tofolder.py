@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medenhance_dicom.errors import ConfigurationError, OutputError
+from medenhance_dicom.node import tofolder
 from medenhance_dicom.node.settings import Destination
 from medenhance_dicom.node.tofolder import store_in_folder
 from tests.synthetic import make_file, make_instance
@@ -66,6 +67,22 @@ def test_a_folder_that_takes_nothing(tmp_path):
     assert not failed.permanent
     with pytest.raises(ConfigurationError):
         store_in_folder([path], Destination(name="there", stow="http://127.0.0.1/studies"))
+
+
+def test_what_is_not_flushed_does_not_count_as_sent(tmp_path, monkeypatch):
+    paths = [make_file(tmp_path / f"{name}.dcm", name) for name in ("CT", "OP8")]
+
+    def broken(folder):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tofolder, "flush", broken)
+        report = store_in_folder(paths, to(tmp_path / "out"))
+    assert not report.sent
+    assert [(failed.path, failed.permanent, failed.why) for failed in report.failed] == [
+        (path, False, "cannot be written: Input/output error") for path in paths
+    ]
+    assert [sent.path for sent in store_in_folder(paths, to(tmp_path / "out")).sent] == paths
 
 
 def test_a_file_that_is_not_kept_gets_another_name(tmp_path):

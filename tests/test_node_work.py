@@ -370,7 +370,7 @@ def test_a_full_disk_is_waited_for(tmp_path, monkeypatch):
     node = Node(tmp_path)
     node.work.go(JOB, "enhance", node.stopping)
 
-    def full(*arguments):
+    def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
@@ -379,6 +379,20 @@ def test_a_full_disk_is_waited_for(tmp_path, monkeypatch):
         assert (result.state, result.say) == ("waiting", "the disk: No space left on device")
     node.drive("to.archive")
     assert node.done
+
+
+def test_what_the_machine_lost_of_an_archives_job_is_found_in_the_folder(tmp_path, enhanced):
+    node = Node(tmp_path, rules=(), destinations=(Destination(name="out", folder=tmp_path / "out"),))
+    way = {"archive": True, "priority": 10, "enhance": True, "made": 0.0, "destinations": ["out"]}
+    (node.folder / "plan.json").write_text(json.dumps(way))
+    node.drive()
+    assert node.done
+    shutil.rmtree(node.folder / "sent")  # it was not on the disk when the machine ended
+    (node.folder / "done.json").unlink()
+    enhanced.append(AssertionError("it is enhanced twice"))
+    assert node.drive()["enhance"].state == "done"
+    assert node.done
+    assert node.events() == ["enhanced", "sent", "delivered", "done", "sent", "delivered", "done"]
 
 
 def test_a_stage_that_another_worker_is_at_is_left_alone(tmp_path):

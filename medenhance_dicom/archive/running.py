@@ -37,7 +37,7 @@ from medenhance_dicom.jobs import ENHANCE, FETCH, Jobs, JobState
 from medenhance_dicom.node.children import Children
 from medenhance_dicom.node.control import database_of
 from medenhance_dicom.node.delivering import TO
-from medenhance_dicom.node.fetching import places_of
+from medenhance_dicom.node.fetching import groups_of, places_of
 from medenhance_dicom.node.jobfolder import ARCHIVE, flush, read_whole, write_whole
 from medenhance_dicom.node.settings import NodeSettings, load_settings
 from medenhance_dicom.node.sources import on_disks
@@ -357,7 +357,7 @@ class Coordinator:
 
     def _first(self, row: JobRow) -> str:
         """The stage that a job begins with: what lies on disks is brought when it is enhanced."""
-        groups = (read_whole(self._store / row.id / "fetch.json") or {"groups": []})["groups"]
+        groups = groups_of(self._store / row.id)
         return ENHANCE if all(self._on_disks.get(group["source"]) for group in groups) else FETCH
 
     def _make(self, rows: Sequence[JobRow]) -> None:
@@ -372,7 +372,6 @@ class Coordinator:
 
     def _make_folder(self, row: JobRow) -> None:
         series = self.plan.series(row.series)
-        groups = self._groups(row.instances)
         plan = {"archive": True, "priority": PRIORITY, "enhance": True, "made": row.made, **self._way(row)}
         facts = {
             "archive": self.plan.folder.name,
@@ -381,12 +380,13 @@ class Coordinator:
             "instances": len(row.instances),
             "calling_ae": "",
             "partial": False,
+            "groups": self._groups(row.instances),
         }
         part = self._store / f".{row.id}.{secrets.token_hex(4)}.part"
         try:
             (part / "source").mkdir(mode=0o700, parents=True)
-            for name, value in (("job.json", facts), ("plan.json", plan), ("fetch.json", {"groups": groups})):
-                _write(part / name, value)
+            _write(part / "job.json", facts)
+            _write(part / "plan.json", plan)
             flush(part)
             part.rename(self._store / row.id)
         except OSError:
@@ -562,7 +562,7 @@ def results_of(folder: Path) -> Iterator[Done]:
     Args:
         folder: Of the job.
     """
-    groups = (read_whole(folder / "fetch.json") or {"groups": []})["groups"]
+    groups = groups_of(folder)
     missing = (read_whole(folder / "fetched.json") or {"missing": {}})["missing"]
     report = read_whole(folder / "run_report.json") or {"outcomes": []}
     source = folder / "source"

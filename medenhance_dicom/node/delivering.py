@@ -53,8 +53,18 @@ class Delivering:
         """Args: peers: the network; audit: the trail; clock: seconds since the epoch."""
         self._peers, self._audit, self._clock = peers, audit, clock
 
-    def go(self, folder: Path, name: str, settings: NodeSettings, stopping: threading.Event) -> Result:
+    def go(
+        self, folder: Path, name: str, settings: NodeSettings, stopping: threading.Event, *, durable: bool = True
+    ) -> Result:
         """One go. "done" means that the destination has everything.
+
+        Args:
+            folder: Of the job.
+            name: Of the destination.
+            settings: Of the node, as the job has them.
+            stopping: The worker is to stop.
+            durable: False: the machine may end without what is written down of a success, until the next durable line
+                of the trail.
 
         Raises:
             OSError: What was done cannot be written down.
@@ -82,7 +92,7 @@ class Delivering:
             )
             match decision:
                 case Send(unsent):
-                    self._send(folder, path, ledger, unsent, settings, destination, stopping)
+                    self._send(folder, path, ledger, unsent, settings, destination, stopping, durable=durable)
                 case Ask(instances):
                     self._ask(path, ledger, folder.name, instances, settings, destination)
                 case Expire(_):
@@ -94,7 +104,7 @@ class Delivering:
                     self._audit.append("dead letter", job=folder.name, destination=name, why=why)
                     return Result("failed", why)
                 case Done():
-                    return self._finish(folder, path, ledger, name)
+                    return self._finish(folder, path, ledger, name, durable=durable)
 
     def _send(
         self,
@@ -105,6 +115,8 @@ class Delivering:
         settings: NodeSettings,
         destination: Destination,
         stopping: threading.Event,
+        *,
+        durable: bool,
     ) -> None:
         """Send batch by batch, each written down when it is over; ends early where one fails."""
         for start in range(0, len(files), BATCH):
@@ -133,11 +145,11 @@ class Delivering:
             transient = next((item for item in report.failed if not item.permanent), None)
             if transient is not None:
                 lines.append({"event": "failed", "why": transient.why})
-            self._note(path, ledger, *lines)
+            self._note(path, ledger, *lines, durable=durable)
             if report.sent:
                 warned = sum(item.status != 0 for item in report.sent)
                 facts = {"instances": len(report.sent)} | ({"with_warnings": warned} if warned else {})
-                self._audit.append("sent", job=folder.name, destination=destination.name, **facts)
+                self._audit.append("sent", durable=durable, job=folder.name, destination=destination.name, **facts)
             if report.failed:
                 why = sorted({item.why for item in report.failed})
                 self._audit.append(
@@ -195,18 +207,18 @@ class Delivering:
         self._note(path, ledger, {"event": "failed", "why": str(error), "permanent": permanent})
         self._audit.append("not sent", job=job, destination=name, why=str(error))
 
-    def _finish(self, folder: Path, path: Path, ledger: Ledger, name: str) -> Result:
+    def _finish(self, folder: Path, path: Path, ledger: Ledger, name: str, *, durable: bool) -> Result:
         if not ledger.finished:
             facts = {"instances": len(ledger.sent), "committed": len(ledger.committed)}
-            self._audit.append("delivered", job=folder.name, destination=name, **facts)
-            self._note(path, ledger, {"event": "finished"})
+            self._audit.append("delivered", durable=durable, job=folder.name, destination=name, **facts)
+            self._note(path, ledger, {"event": "finished"}, durable=durable)
         committed = f", {len(ledger.committed)} committed" if ledger.committed else ""
         return Result("done", f"{len(ledger.sent)} instances sent{committed}")
 
-    def _note(self, path: Path, ledger: Ledger, *lines: dict[str, Any]) -> None:
+    def _note(self, path: Path, ledger: Ledger, *lines: dict[str, Any], durable: bool = True) -> None:
         """Write lines to a ledger, and account for them."""
         dated = [{"at": self._clock(), **line} for line in lines]
-        write_lines(path, dated)
+        write_lines(path, dated, durable=durable)
         for line in dated:
             ledger.add(line)
 

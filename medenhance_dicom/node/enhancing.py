@@ -170,8 +170,7 @@ class Enhancing:
             if stopping.is_set():
                 raise _StoppedError
         report.close(finished=self._now())
-        flush(report.path)
-        flush(folder)
+        flush(report.path)  # its name is flushed with that of enhanced.json
         if first:  # libraries and weights are loaded, and stay: no collection looks through them again
             gc.unfreeze()  # weights that these have displaced
             gc.collect()

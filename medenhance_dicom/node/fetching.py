@@ -2,10 +2,10 @@
 
 In the folder of such a job:
 
-    job.json          "archive": the plan; "series", "Modality", "instances"
+    job.json          "archive": the plan; "series", "Modality", "instances"; "groups": for each source its name,
+                      options and the instances that are wanted of it
     plan.json         "destinations", "enhance", "made" as of any job; "archive": true, "priority", "options" of the
                       enhancement in place of the node's, "folders": destinations that the node's configuration lacks
-    fetch.json        "groups": for each source its name, options and the instances that are wanted of it
     fetch.jsonl       starts and failures of fetching
     fetched.json      fetching has ended: "missing", place of what did not come -> why; left out where everything lay on
                       disks, and came
@@ -57,7 +57,7 @@ class Fetching:
             return Result("failed", f"{failures + crashes} attempts to fetch; the last one: {why or 'the worker died'}")
         write_lines(journal, [{"event": "started", "at": self._clock()}])
         try:
-            missing = _fetch(folder, stopping)
+            missing = _fetch(folder, groups_of(folder), stopping)
         except _StoppedError:
             write_lines(journal, [{"event": "stopped", "at": self._clock()}])
             return Result("waiting", "the worker stopped", (Task(FETCH),))
@@ -81,13 +81,13 @@ class Fetching:
         Raises:
             OSError, OutputError: The disk does not take it.
         """
-        groups = (read_whole(folder / "fetch.json") or {"groups": []})["groups"]
+        groups = groups_of(folder)
         if not groups or (folder / "fetched.json").exists():
             return None
         if not all(on_disks(group["source"]) for group in groups):
             return Result("waiting", "it has not been fetched", (Task(FETCH),))
         try:
-            missing = _fetch(folder, stopping)
+            missing = _fetch(folder, groups, stopping)
         except _StoppedError:
             return Result("waiting", "the worker stopped", (Task(ENHANCE),))
         if missing:
@@ -99,11 +99,10 @@ class _StoppedError(Exception):
     """The worker is to stop."""
 
 
-def _fetch(folder: Path, stopping: threading.Event) -> dict[str, str]:
+def _fetch(folder: Path, groups: list[dict[str, Any]], stopping: threading.Event) -> dict[str, str]:
     """Place, relative to source/, of everything that did not come -> why."""
     from medenhance_dicom.node.sources import Wanted, open_source
 
-    groups = (read_whole(folder / "fetch.json") or {"groups": []})["groups"]
     missing: dict[str, str] = {}
     for number, group in enumerate(groups):
         wanted = [Wanted(*fields) for fields in group["wanted"]]
@@ -122,6 +121,12 @@ def _fetch(folder: Path, stopping: threading.Event) -> dict[str, str]:
             reasons = ["MISSING: it did not come"] * len(absent)
         missing |= dict(zip(absent, reasons, strict=True))
     return missing
+
+
+def groups_of(folder: Path) -> list[dict[str, Any]]:
+    """What is to be brought into the folder of a job; nothing for a job of the node."""
+    groups: list[dict[str, Any]] = (read_whole(folder / "job.json") or {}).get("groups", [])
+    return groups
 
 
 def places_of(group: int, count: int, groups: int) -> list[str]:

@@ -33,8 +33,13 @@ def read_whole(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def write_whole(path: Path, value: Any) -> None:
+def write_whole(path: Path, value: Any, *, durable: bool = True) -> None:
     """Write a JSON file, all or nothing, durable when this returns.
+
+    Args:
+        path: Of the file.
+        value: What it is to hold.
+        durable: False: the machine may end without it.
 
     Raises:
         OSError: It was not written.
@@ -49,7 +54,8 @@ def write_whole(path: Path, value: Any) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    flush(path.parent)
+    if durable:
+        flush(path.parent)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

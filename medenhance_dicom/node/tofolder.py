@@ -46,7 +46,7 @@ def store_in_folder(paths: Sequence[Path], destination: Destination, *, link: bo
         destination.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{destination.name}: the folder cannot be made: {error.strerror}") from None
-    report = SendReport()
+    report, touched = SendReport(), set[Path]()
     for path in paths:
         try:
             facts = _facts(path)
@@ -58,7 +58,7 @@ def store_in_folder(paths: Sequence[Path], destination: Destination, *, link: bo
             continue
         study, series, instance = (facts[name] for name in _NAMES)
         try:
-            stored = _store(path, destination.folder / study / series / f"{instance}.dcm", link=link)
+            stored = _store(path, destination.folder / study / series / f"{instance}.dcm", touched, link=link)
         except OSError as error:
             report.failed.append(Failed(path, None, f"cannot be written: {error.strerror}", False))
             continue
@@ -66,6 +66,13 @@ def store_in_folder(paths: Sequence[Path], destination: Destination, *, link: bo
             report.sent.append(Sent(path, facts.get("SOPClassUID", ""), instance, 0x0000))
         else:
             report.failed.append(Failed(path, None, "another file of that name is there", True))
+    try:
+        for folder in touched:
+            flush(folder)
+    except OSError as error:
+        why = f"cannot be written: {error.strerror}"
+        report.failed += [Failed(item.path, None, why, False) for item in report.sent]
+        report.sent.clear()
     return report
 
 
@@ -86,17 +93,18 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _store(path: Path, target: Path, *, link: bool) -> bool:
-    """Whether the target holds this now: two of ours of one name have the same pixels, and differ in their times."""
+def _store(path: Path, target: Path, touched: set[Path], *, link: bool) -> bool:
+    """Whether the target holds this now: two of ours of one name have the same pixels, and differ in their times.
+
+    Folders that have to be flushed are added to `touched`.
+    """
+    touched.add(target.parent)
     if target.exists():
         return filecmp.cmp(path, target, shallow=False) or (_is_ours(path) and _is_ours(target))
-    above = [folder for folder in (target.parent, target.parent.parent) if not folder.exists()]
+    touched |= {folder.parent for folder in (target.parent, target.parent.parent) if not folder.exists()}
     target.parent.mkdir(parents=True, exist_ok=True)
     if not (link and _linked(path, target)):
         _copy(path, target)
-    flush(target.parent)
-    for folder in above:
-        flush(folder.parent)
     return True
 
 

@@ -4,7 +4,6 @@ Implements `jobs.Work` over the folder of a job:
 
     job.json          what was sealed
     plan.json         where it goes, decided at the first go; of an archive's job, when it is made
-    fetch.json        of an archive's job: what is to be brought into source/ (`fetching`)
     enhance.jsonl     starts and failures of the enhancement
     derived/          what came of it, with run_report.json beside
     enhanced.json     the enhancement has ended: which derived files may be sent
@@ -110,7 +109,7 @@ class SeriesWork:
             raise
         except Exception as error:  # nobody thought of it: a person has to see it
             log.error("job %s, %s: %s", folder.name, stage, said(error))
-            to = {"destination": stage.removeprefix(TO)} if stage.startswith(TO) else {}
+            to: dict[str, Any] = {"destination": stage.removeprefix(TO)} if stage.startswith(TO) else {}
             self.audit.append("dead letter", job=folder.name, why=said(error), **to)
             return Result("failed", said(error))
 
@@ -187,7 +186,9 @@ class SeriesWork:
     ) -> Result:
         if name not in plan["destinations"]:
             return Result("done", "no longer asked for")
-        result = self._delivering.go(folder, name, settings, stopping)
+        # What an archive's job brings to a folder is found there if the machine ends and it is gone at again.
+        shows = "archive" in plan and any(there.name == name and there.folder for there in settings.destinations)
+        result = self._delivering.go(folder, name, settings, stopping, durable=not shows)
         if result.state == "done":
             self._mark_done(folder, plan)
         return result
@@ -223,7 +224,8 @@ class SeriesWork:
                 return
             self.audit.append("done", job=folder.name)
             only_copy = not plan["destinations"] and "ours" not in plan
-            write_whole(folder / "done.json", {"finished": self._clock(), "only_copy": only_copy})
+            done = {"finished": self._clock(), "only_copy": only_copy}
+            write_whole(folder / "done.json", done, durable="archive" not in plan)  # else `archive run` has it put back
 
 
 def settings_reader(load: Callable[[], NodeSettings]) -> Callable[[], NodeSettings]:
