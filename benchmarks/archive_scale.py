@@ -159,7 +159,7 @@ def work(config: Path, claims: int, counter: Path) -> None:
         setattr(worker, name, getattr(worker, name) * claims)
     for name in ("POLLING_SECONDS", "UNHURRIED_SECONDS"):
         setattr(worker, name, getattr(worker, name) / claims)
-    fetching._fetch = lambda folder, stopping: {}
+    fetching._fetch = lambda *_: {}
     enhancing.Enhancing._enhance = lambda self, folder, *_: enhance_nothing(folder)  # type: ignore[method-assign]
 
     def send(paths: Any, destination: Any, calling_ae: str) -> SendReport:
