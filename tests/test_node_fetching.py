@@ -194,6 +194,18 @@ def test_live_work_goes_before_an_archives():
             assert not mine
 
 
+def crowd(turns, stopping, enhance, count):
+    """As many threads, all of which wait before the first of them has a turn."""
+    with turns.turn(behind=False, stopping=stopping):
+        threads = [threading.Thread(target=enhance, args=(number,)) for number in range(count)]
+        for thread in threads:
+            thread.start()
+        while len(turns._behind._waiters) < count:
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join(10)
+
+
 def test_everyone_that_waits_gets_a_turn():
     turns, stopping, order = Turns(), threading.Event(), []
 
@@ -201,14 +213,7 @@ def test_everyone_that_waits_gets_a_turn():
         with turns.turn(behind=True, stopping=stopping) as mine:
             order.append((name, mine))
 
-    with turns.turn(behind=False, stopping=stopping):
-        threads = [threading.Thread(target=enhance, args=(number,)) for number in range(16)]
-        for thread in threads:
-            thread.start()
-        while len(turns._behind._waiters) < 16:
-            time.sleep(0.01)
-    for thread in threads:
-        thread.join(10)
+    crowd(turns, stopping, enhance, 16)
     assert sorted(order) == [(number, True) for number in range(16)]
 
 
@@ -222,14 +227,7 @@ def test_series_that_are_enhanced_wait_for_each_other():
         turns.gather(stopping)
         order.append("went on")
 
-    with turns.turn(behind=False, stopping=stopping):
-        threads = [threading.Thread(target=enhance, args=(number,)) for number in range(8)]
-        for thread in threads:
-            thread.start()
-        while len(turns._behind._waiters) < 8:
-            time.sleep(0.01)
-    for thread in threads:
-        thread.join(10)
+    crowd(turns, stopping, enhance, 8)
     assert order == ["enhanced"] * 8 + ["went on"] * 8
 
 
