@@ -37,5 +37,14 @@ def data_folder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def cases_folder() -> Path:
+    """Small DICOM files with their right values, outside the project."""
+    folder = Path(os.environ.get("MEDENHANCE_CASES", ROOT.parent / "shared" / "cases"))
+    if not folder.is_dir():
+        pytest.skip("no MEDENHANCE_CASES and no ../shared/cases")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def samples() -> Path:
     return ROOT / "sample_data"
