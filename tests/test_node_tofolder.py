@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+from datetime import UTC, datetime
+
 import pytest
 
+from medenhance_dicom.derive import PixelSummary, derive_instance
 from medenhance_dicom.errors import ConfigurationError, OutputError
+from medenhance_dicom.frames import pixel_format
 from medenhance_dicom.node import tofolder
 from medenhance_dicom.node.settings import Destination
 from medenhance_dicom.node.tofolder import store_in_folder
+from medenhance_dicom.part10 import write_instance
+from medenhance_dicom.provenance import Provenance
 from tests.synthetic import make_file, make_instance
 
 STUDY, SERIES = "1.2.826.0.1.9999.1", "1.2.826.0.1.9999.2"
@@ -120,3 +127,136 @@ def test_a_folder_that_hands_its_group_on_gets_copies(tmp_path):
     (there,) = (tmp_path / "out").rglob("*.dcm")
     assert there.read_bytes() == path.read_bytes()
     assert not there.samefile(path)
+
+
+# ---------------------------------------------------------------- what stands there already
+
+
+def derived(folder, *, minute=0, value=7, engine="torch", **attributes):
+    """A derived object of ours in a file: of one source, whenever and by whatever engine it was made."""
+    source = make_instance("OP8", rows=16, columns=16, **attributes)
+    pixels = pixel_format(source)
+    data = bytes([value]) * (16 * 16 * pixels.samples)
+    made = datetime(2026, 11, 22, 12, minute, tzinfo=UTC)
+    provenance = Provenance(recipe="test", recipe_digest="ab" * 32, method="clahe", made=made, engine=engine)
+    summary = PixelSummary(hashlib.sha256(data).hexdigest(), pixels, pixels.number_of_frames)
+    (folder / "pixels").write_bytes(data)
+    path = folder / f"{minute}-{value}-{engine}.dcm"
+    write_instance(derive_instance(source, summary, provenance), folder / "pixels", path)
+    return path
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A derived object, and where it lies in a folder that it was stored in."""
+    path = derived(tmp_path)
+    store_in_folder([path], to(tmp_path / "out"))
+    (there,) = (tmp_path / "out").rglob("*.dcm")
+    return path, there
+
+
+def test_the_same_object_made_again_is_stored(tmp_path, stored):
+    _, there = stored
+    before = there.read_bytes()
+    again = derived(tmp_path, minute=5)
+    assert again.read_bytes() != before
+    report = store_in_folder([again], to(tmp_path / "out"))
+    assert [sent.path for sent in report.sent] == [again]
+    assert there.read_bytes() == before
+
+
+def cut(data):
+    return data[: len(data) // 3]
+
+
+def cut_to_its_preamble(data):
+    return data[:100]
+
+
+def emptied(data):
+    return b""
+
+
+def zeros(data):
+    return bytes(len(data))
+
+
+def with_another_pixel(data):
+    return data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
+
+
+def with_another_transfer_syntax(data):
+    return data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2\0\0\0", 1)
+
+
+def with_another_eye(data):
+    assert b"\x20\x00\x62\x00CS\x02\x00" in data
+    return data.replace(b"\x20\x00\x62\x00CS\x02\x00R ", b"\x20\x00\x62\x00CS\x02\x00L ", 1)
+
+
+@pytest.mark.parametrize("minute", [0, 5], ids=["same", "made-again"])
+@pytest.mark.parametrize(
+    "damage",
+    [cut, cut_to_its_preamble, emptied, zeros, with_another_pixel, with_another_transfer_syntax, with_another_eye],
+)
+def test_what_is_there_damaged_is_replaced(tmp_path, stored, damage, minute):
+    _, there = stored
+    good = there.read_bytes()
+    there.write_bytes(damage(good))
+    assert there.read_bytes() != good
+    wanted = derived(tmp_path, minute=minute)
+    for link in (False, True):
+        report = store_in_folder([wanted], to(tmp_path / "out"), link=link)
+        assert [sent.path for sent in report.sent] == [wanted]
+        assert there.read_bytes() == wanted.read_bytes()
+    assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == [there]
+
+
+@pytest.mark.parametrize("end", [None, -9], ids=["whole", "cut"])
+@pytest.mark.parametrize("keyword", ["PatientName", "PatientID", "AccessionNumber"])
+def test_another_patients_object_is_not_replaced(tmp_path, stored, keyword, end):
+    path, there = stored
+    other = derived(tmp_path, minute=5, **{keyword: "Test^Two"}).read_bytes()
+    there.write_bytes(other[:end])
+    before = there.read_bytes()
+    (failed,) = store_in_folder([path], to(tmp_path / "out")).failed
+    assert failed.permanent
+    assert failed.why.endswith(f"object of that name is there: {keyword}")
+    assert there.read_bytes() == before
+
+
+def test_what_others_put_there_is_not_replaced(tmp_path, stored):
+    path, there = stored
+    foreign = make_instance("OP8", SOPInstanceUID=there.stem)
+    for why, write in {
+        "which is not ours": lambda: foreign.save_as(there, enforce_file_format=True),
+        "which is not DICOM": lambda: there.write_text("a letter"),
+    }.items():
+        write()
+        before = there.read_bytes()
+        (failed,) = store_in_folder([path], to(tmp_path / "out")).failed
+        assert failed.permanent
+        assert failed.why.endswith(why)
+        assert there.read_bytes() == before
+
+
+def test_a_damaged_file_replaces_nothing_and_is_not_delivered_by_its_own_link(tmp_path):
+    path = derived(tmp_path)
+    store_in_folder([path], to(tmp_path / "out"), link=True)
+    (there,) = (tmp_path / "out").rglob("*.dcm")
+    assert there.samefile(path)
+    with path.open("r+b") as file:  # a fault of the disk under both names
+        file.seek(-9, 2)
+        file.write(b"\xff")
+    (failed,) = store_in_folder([path], to(tmp_path / "out"), link=True).failed
+    assert failed.permanent
+    assert "damaged" in failed.why
+
+
+def test_a_cut_original_is_replaced(tmp_path):
+    path = make_file(tmp_path / "a.dcm", "CT")
+    store_in_folder([path], to(tmp_path / "out"))
+    (there,) = (tmp_path / "out").rglob("*.dcm")
+    there.write_bytes(path.read_bytes()[:-100])
+    assert store_in_folder([path], to(tmp_path / "out")).sent
+    assert there.read_bytes() == path.read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import os
 import re
 import secrets
@@ -16,8 +15,7 @@ from medenhance_dicom.headers import ARCHIVE_FACTS, Blocks, read_facts
 from medenhance_dicom.node.forward import Failed, SendReport, Sent
 from medenhance_dicom.node.jobfolder import flush
 from medenhance_dicom.node.settings import Destination
-from medenhance_dicom.part10 import read_instance
-from medenhance_dicom.sop_classes import is_own_derived
+from medenhance_dicom.node.standing import standing
 
 _LAST = 0x0020000E
 _NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
@@ -25,10 +23,10 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 def store_in_folder(paths: Sequence[Path], destination: Destination, *, link: bool = False) -> SendReport:
-    """Put files where their UIDs say, as they are. One that is there already with the same bytes is stored.
+    """Put files where their UIDs say, as they are. One that is there already, whole, is stored (`standing`).
 
-    A file appears whole or not at all, and is on the disk when it counts as sent. Another file of that name is not
-    replaced, but a failure for good.
+    A file appears whole or not at all, and is on the disk when it counts as sent. What is there damaged is replaced;
+    another object of that name is not, but a failure for good.
 
     Args:
         paths: Files; on the disk already where they are to be linked.
@@ -58,14 +56,14 @@ def store_in_folder(paths: Sequence[Path], destination: Destination, *, link: bo
             continue
         study, series, instance = (facts[name] for name in _NAMES)
         try:
-            stored = _store(path, destination.folder / study / series / f"{instance}.dcm", touched, link=link)
+            why_not = _store(path, destination.folder / study / series / f"{instance}.dcm", touched, link=link)
         except OSError as error:
             report.failed.append(Failed(path, None, f"cannot be written: {error.strerror}", False))
             continue
-        if stored:
+        if why_not is None:
             report.sent.append(Sent(path, facts.get("SOPClassUID", ""), instance, 0x0000))
         else:
-            report.failed.append(Failed(path, None, "another file of that name is there", True))
+            report.failed.append(Failed(path, None, why_not, True))
     try:
         for folder in touched:
             flush(folder)
@@ -86,26 +84,22 @@ def _facts(path: Path) -> dict[str, str]:
     return facts
 
 
-def _is_ours(path: Path) -> bool:
-    try:
-        return is_own_derived(read_instance(path))
-    except InputError:
-        return False
-
-
-def _store(path: Path, target: Path, touched: set[Path], *, link: bool) -> bool:
-    """Whether the target holds this now: two of ours of one name have the same pixels, and differ in their times.
+def _store(path: Path, target: Path, touched: set[Path], *, link: bool) -> str | None:
+    """Why the target cannot hold this; None where it does now.
 
     Folders that have to be flushed are added to `touched`.
     """
     touched.add(target.parent)
     if target.exists():
-        return filecmp.cmp(path, target, shallow=False) or (_is_ours(path) and _is_ours(target))
+        found = standing(path, target)
+        if not found.delivered and found.why is None:
+            _copy(path, target)
+        return found.why
     touched |= {folder.parent for folder in (target.parent, target.parent.parent) if not folder.exists()}
     target.parent.mkdir(parents=True, exist_ok=True)
     if not (link and _linked(path, target)):
         _copy(path, target)
-    return True
+    return None
 
 
 def _linked(path: Path, target: Path) -> bool:
