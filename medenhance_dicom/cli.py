@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 EXIT_CODES = (
     "Exit codes: 0 all done, 1 unexpected error, 2 usage, 3 nothing matched, 4 some failed, 5 all failed, "
     "6 input unreadable, 7 output not writable, 8 model missing or altered, 9 all withheld by the gate, "
-    "10 some withheld, 11 peer refused or unreachable, 130 interrupted."
+    "10 some withheld, 11 peer refused or unreachable, 13 verification failed, 130 interrupted."
 )
 
 app = typer.Typer(

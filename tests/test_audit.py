@@ -5,10 +5,12 @@ import multiprocessing
 import os
 
 import pytest
+from typer.testing import CliRunner
 
 from medenhance_dicom import audit
-from medenhance_dicom.audit import Audit, verify
-from medenhance_dicom.errors import OutputError
+from medenhance_dicom.audit import Anchor, Audit, examine, read_anchors, verify, write_anchor
+from medenhance_dicom.cli import app
+from medenhance_dicom.errors import InputError, OutputError
 
 
 def trail(tmp_path, lines=0):
@@ -165,3 +167,153 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     assert written.path.read_bytes() == before
     assert written.append("sent")["n"] == 3
     assert verify(written.path) is None
+
+
+# ------------------------------------------------------------------------------------------------ anchors
+
+
+@pytest.fixture
+def anchored(tmp_path):
+    """A trail of five lines and the anchor that it kept on the way."""
+    written = Audit(tmp_path / "store" / "audit" / "audit.jsonl", anchor=tmp_path / "elsewhere" / "anchor")
+    for n in range(5):
+        written.append("sent", job="a", instances=n)
+    return written, tmp_path / "elsewhere" / "anchor"
+
+
+def test_an_anchor_follows_what_is_on_the_disk(anchored):
+    written, anchor = anchored
+    last = written.append("sent")
+    assert read_anchors(anchor) == [Anchor(6, last["digest"])]
+    written.append("delivered", durable=False)
+    assert read_anchors(anchor) == [Anchor(6, last["digest"])]
+    assert anchor.stat().st_mode & 0o777 == 0o600
+    found = examine(written.path, anchor)
+    assert (found.state, found.lines) == ("whole", 7)
+
+
+def _cut(path):
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-2]))
+
+
+def _forge(path):
+    """The whole trail anew, with other facts: a chain that holds."""
+    path.unlink()
+    forged = Audit(path)
+    for n in range(6):
+        forged.append("sent", job="a", instances=n + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "alone", "with_anchor"),
+    [
+        (_cut, "whole", "cut"),
+        (lambda path: path.write_bytes(b""), "empty", "empty"),
+        (lambda path: path.unlink(), "none", "deleted"),
+        (_forge, "whole", "rewritten"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "torn", "cut"),
+        (lambda path: path.write_bytes(path.read_bytes() + b'{"n": 6'), "torn", "torn"),
+        (
+            lambda path: path.write_bytes(path.read_bytes().replace(b'"instances": 1', b'"instances": 7')),
+            *["broken"] * 2,
+        ),
+        (lambda path: None, "whole", "whole"),
+    ],
+)
+def test_what_an_anchor_shows(anchored, change, alone, with_anchor):
+    written, anchor = anchored
+    change(written.path)
+    assert examine(written.path).state == alone
+    assert examine(written.path, anchor).state == with_anchor
+
+
+def test_a_trail_that_was_cut_and_goes_on_is_found(anchored):
+    written, _ = anchored
+    earlier = examine(written.path).end
+    _cut(written.path)
+    for _ in range(4):
+        written.append("sent")
+    found = examine(written.path, [earlier])
+    assert (found.state, found.line) == ("rewritten", 5)
+
+
+def test_an_anchor_that_cannot_be_written_loses_no_line(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    written = Audit(tmp_path / "audit.jsonl", anchor=tmp_path / "file" / "anchor")
+    assert written.append("sent")["n"] == 1
+    assert "anchor" in caplog.text
+    assert verify(written.path) is None
+
+
+@pytest.mark.parametrize("content", ["", "none\n", '{"n": 0, "digest": ""}', '{"n": "x", "digest": "y"}', "[]"])
+def test_a_file_that_is_no_anchor(tmp_path, content):
+    (tmp_path / "anchor").write_text(content)
+    with pytest.raises(InputError, match="no anchor"):
+        read_anchors(tmp_path / "anchor")
+
+
+def test_a_shorter_anchor_leaves_nothing_of_a_longer_one(tmp_path):
+    (tmp_path / "anchor").write_text("x" * 999)
+    write_anchor(tmp_path / "anchor", Anchor(7, "ab" * 32))
+    write_anchor(tmp_path / "anchor", Anchor(12345678, "cd" * 32))
+    assert read_anchors(tmp_path / "anchor") == [Anchor(12345678, "cd" * 32)]
+
+
+def _write_anchored(path, anchor, count):
+    trail = Audit(path, anchor=anchor)
+    for _ in range(count):
+        trail.append("sent", job=str(os.getpid()))
+
+
+def test_several_processes_keep_one_anchor_while_it_is_verified(tmp_path):
+    path, anchor = tmp_path / "audit.jsonl", tmp_path / "anchor"
+    Audit(path, anchor=anchor).append("started")
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_anchored, args=(path, anchor, 30)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    seen = {examine(path, anchor).state}
+    while any(writer.is_alive() for writer in writers):
+        seen.add(examine(path, anchor).state)
+    for writer in writers:
+        writer.join()
+    assert seen == {"whole"}
+    assert read_anchors(anchor) == [examine(path).end]
+    assert examine(path).lines == 91
+
+
+def test_the_command_says_so_with_its_exit_code(anchored, tmp_path):
+    written, anchor = anchored
+    store = written.path.parent.parent
+
+    def verified(*arguments):
+        done = CliRunner().invoke(app, ["audit", "verify", *map(str, arguments), "--json"])
+        return done.exit_code, json.loads(done.stdout)["state"]
+
+    assert verified("--store", store) == (0, "whole")
+    assert verified("--store", written.path, "--anchor", anchor) == (0, "whole")
+    kept = CliRunner().invoke(app, ["audit", "anchor", "--store", str(store), "--anchor", str(tmp_path / "mine")])
+    assert kept.exit_code == 0, kept.output
+    assert read_anchors(tmp_path / "mine") == read_anchors(anchor)
+    _cut(written.path)
+    assert verified("--store", store) == (0, "whole")
+    assert verified("--store", store, "--anchor", anchor) == (13, "cut")
+    assert verified("--store", store, "--anchor", tmp_path / "mine") == (13, "cut")
+    assert CliRunner().invoke(app, ["audit", "anchor", "--store", str(store), "--anchor", str(anchor)]).exit_code == 13
+    written.path.write_bytes(b"")
+    assert verified("--store", store) == (13, "empty")
+    written.path.unlink()
+    assert verified("--store", store) == (13, "deleted")  # its folder is there
+    assert verified("--store", tmp_path / "none") == (3, "none")
+
+
+def test_the_command_takes_store_and_anchor_from_the_configuration(anchored, tmp_path):
+    written, _ = anchored
+    config = tmp_path / "node.toml"
+    config.write_text('store = "store"\n[audit]\nanchor = "elsewhere/anchor"\n')
+    runner = CliRunner()
+    assert runner.invoke(app, ["audit", "verify", "--config", str(config)]).exit_code == 0
+    _cut(written.path)
+    done = runner.invoke(app, ["audit", "verify", "--config", str(config)])
+    assert done.exit_code == 13
+    assert "CUT" in done.stdout

@@ -42,7 +42,7 @@ def test_the_example_loads_and_its_paths_are_beside_it():
 def test_the_example_has_every_key():
     text = EXAMPLE.read_text()
     tables = models(NodeSettings, set())
-    assert len(tables) == 11
+    assert len(tables) == 12
     for table in tables:
         for name, field in table.model_fields.items():
             table_or_key = rf"^(# ?)?(\[\[?[a-z.]*{name}\]?\]|{name} = )"

@@ -31,7 +31,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from medenhance_dicom.archive.pace import OffPeak, Pace
 from medenhance_dicom.archive.plan import Done, JobRow, Method, Plan, SeriesRow, job_id
-from medenhance_dicom.audit import Audit
 from medenhance_dicom.errors import ConfigurationError, OutputError
 from medenhance_dicom.jobs import ENHANCE, FETCH, Jobs, JobState
 from medenhance_dicom.node.children import Children
@@ -41,6 +40,7 @@ from medenhance_dicom.node.fetching import groups_of, places_of
 from medenhance_dicom.node.jobfolder import ARCHIVE, flush, read_whole, write_whole
 from medenhance_dicom.node.settings import NodeSettings, load_settings
 from medenhance_dicom.node.sources import on_disks
+from medenhance_dicom.node.trail import open_trail
 from medenhance_dicom.node.worker import STEP_SECONDS
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class Coordinator:
         except OSError as error:
             raise OutputError(f"{self._store}: {error.strerror}") from error
         self._jobs = Jobs(database_of(settings))
-        self._audit = Audit(settings.store / "audit" / "audit.jsonl", clock=clock)
+        self._audit = open_trail(settings, clock=clock)
         self._sources = {source.id: source for source in plan.sources()}
         self._on_disks = {source.name: on_disks(source.name) for source in plan.sources()}
         self._pace = Pace(request.max_per_hour, request.off_peak, clock=clock, monotonic=monotonic)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medenhance_dicom.errors import ConfigurationError
+from medenhance_dicom.node.commands_audit import audit_app
 from medenhance_dicom.node.commands_jobs import jobs_app
 from medenhance_dicom.node.commands_peers import echo, query, send
 from medenhance_dicom.node.console import DEFAULT_CONFIG, ConfigArgument, Json, LogFormat, note, print_json
@@ -30,9 +31,10 @@ node_app = typer.Typer(
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add `node`, `jobs`, `worker`, `send`, `query` and `echo` to the program's commands."""
+    """Add `node`, `jobs`, `audit`, `worker`, `send`, `query` and `echo` to the program's commands."""
     app.add_typer(node_app, name="node")
     app.add_typer(jobs_app, name="jobs")
+    app.add_typer(audit_app, name="audit")
     for command in (worker, send, query, echo):
         app.command(command.__name__)(command)
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from medenhance_dicom.audit import Audit
 from medenhance_dicom.jobs import ENHANCE, FETCH, Jobs, JobState, StageState, sqlite_url
 from medenhance_dicom.node.delivering import TO
 from medenhance_dicom.node.delivery import read_ledger
@@ -25,6 +24,7 @@ from medenhance_dicom.node.jobfolder import (
 )
 from medenhance_dicom.node.settings import NodeSettings
 from medenhance_dicom.node.spool import SealedSeries, Spool
+from medenhance_dicom.node.trail import open_trail
 
 _GIVEN_UP = "given_up"
 """Folder of a cancelled job that its `source` is moved into. What is in `source` the node holds, or makes it so at its
@@ -47,7 +47,7 @@ class Control:
             ConfigurationError: The database cannot be reached.
         """
         self._store, self._clock = settings.store, clock
-        self._audit = Audit(settings.store / "audit" / "audit.jsonl", clock=clock)
+        self._audit = open_trail(settings, clock=clock)
         self.jobs = Jobs(database_of(settings))
 
     def all(self) -> list[dict[str, Any]]:

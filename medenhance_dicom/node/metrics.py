@@ -17,6 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 
 from medenhance_dicom import __version__
 from medenhance_dicom.node.spool import Spool
+from medenhance_dicom.node.trail import trail_path
 
 _BUCKETS = (0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 14400, 86400)
 _RESULTS = ("enhanced", "warned", "withheld", "skipped", "failed")
@@ -28,7 +29,7 @@ class Metrics:
     def __init__(self, spool: Spool, *, clock: Callable[[], float] = time.time) -> None:
         """Args: spool: whose store is counted; clock: seconds since the epoch."""
         self._spool, self._clock = spool, clock
-        self._audit = spool.store / "audit" / "audit.jsonl"
+        self._audit = trail_path(spool.store)
         self._offset = 0
         self._lock = threading.Lock()
         self._times: dict[str, float] = {}

@@ -12,6 +12,7 @@ from medenhance_dicom.node.query import query_handlers
 from medenhance_dicom.node.receive import Mounted
 from medenhance_dicom.node.settings import NodeSettings
 from medenhance_dicom.node.spool import Spool
+from medenhance_dicom.node.trail import open_trail
 
 
 def mount(settings: Callable[[], NodeSettings], spool: Spool, *, log_format: LogFormat) -> Mounted:
@@ -23,7 +24,7 @@ def mount(settings: Callable[[], NodeSettings], spool: Spool, *, log_format: Log
         log_format: Of the logs.
     """
     set_up_logs(log_format)
-    audit = Audit(spool.store / "audit" / "audit.jsonl")
+    audit = open_trail(settings())
     commitment, on_commitment = commitment_handlers(spool, settings, on_report(audit))
     query, on_query = query_handlers(Index(spool), settings)
     return Mounted([*commitment, *query], [*on_commitment, *on_query], audit.append)

@@ -20,7 +20,6 @@ from typing import Any, Generic, TypeVar
 import uvicorn
 
 from medenhance_dicom import __version__
-from medenhance_dicom.audit import Audit
 from medenhance_dicom.errors import ConfigurationError, InputError, OutputError
 from medenhance_dicom.jobs import Jobs
 from medenhance_dicom.node.check import database_problem, model_problems
@@ -40,6 +39,7 @@ from medenhance_dicom.node.retention import sweep
 from medenhance_dicom.node.settings import NodeSettings, load_settings
 from medenhance_dicom.node.spool import PendingSeries, SealedSeries, Spool
 from medenhance_dicom.node.state import NodeState, put_in_force
+from medenhance_dicom.node.trail import open_trail
 from medenhance_dicom.node.upload import open_intake
 from medenhance_dicom.node.worker import STEP_SECONDS, worker_main
 
@@ -73,7 +73,7 @@ class NodeProcess:
         self.settings = load_settings(config)
         self._state = NodeState(self.settings.store)
         self.spool = Spool(self.settings.store)
-        self.audit = Audit(self.settings.store / "audit" / "audit.jsonl")
+        self.audit = open_trail(self.settings)
         self._completeness = Completeness(self.settings, self.spool, count=self._count_elsewhere)
         self._receivers = Receivers(self.settings, partial(mount, log_format=log_format))
         self._workers = Children(log_format)

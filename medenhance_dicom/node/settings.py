@@ -197,6 +197,14 @@ class Retention(_Table):
     """Disk budget: the oldest finished jobs go first; unfinished work is never removed."""
 
 
+class AuditTrail(_Table):
+    """The trail of what happened, `audit/audit.jsonl` in the store."""
+
+    anchor: Path | None = None
+    """File that holds its last line's number and digest, kept where those who can write the store cannot, so that
+    `audit verify` sees lines that were cut off."""
+
+
 class HTTP(_Table):
     """Health, metrics and STOW-RS."""
 
@@ -224,6 +232,7 @@ class NodeSettings(_Table):
     rules: tuple[Rule, ...] = ()
     work: Work = Work()
     retention: Retention = Retention()
+    audit: AuditTrail = AuditTrail()
     http: HTTP = HTTP()
 
     @model_validator(mode="after")

@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medenhance_dicom.audit import Audit
 from medenhance_dicom.errors import ConfigurationError, InputError, OutputError
 from medenhance_dicom.jobs import ENHANCE, FETCH, Result, Task
 from medenhance_dicom.node.delivering import TO, Commitment, Delivering, Peers
@@ -33,6 +32,7 @@ from medenhance_dicom.node.enhancing import Enhancing, Turns
 from medenhance_dicom.node.fetching import Fetching, settings_of
 from medenhance_dicom.node.jobfolder import ARCHIVE, job_folder, ledger_path, locked, read_whole, said, write_whole
 from medenhance_dicom.node.settings import Destination, NodeSettings
+from medenhance_dicom.node.trail import open_trail
 
 if TYPE_CHECKING:
     from medenhance_dicom.node.forward import SendReport
@@ -65,7 +65,7 @@ class SeriesWork:
         """
         self._settings, self._clock, self._alone = settings, clock, alone
         self._store = settings().store
-        self.audit = Audit(self._store / "audit" / "audit.jsonl", clock=clock)
+        self.audit = open_trail(settings(), clock=clock)
         self._fetching = Fetching(clock)
         self._enhancing, self._turns = Enhancing(clock), Turns()
         self._delivering = Delivering(peers, self.audit, clock)
