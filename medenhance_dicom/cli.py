@@ -32,6 +32,8 @@ from medenhance_dicom.node import commands as node_commands
 from medenhance_dicom.node.console import progress_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from medenhance_dicom.report import Outcome
     from medenhance_dicom.selection import Settings
 
@@ -143,7 +145,9 @@ def enhance(
     sr: Annotated[
         bool, typer.Option("--sr", help="Write a structured report (TID 1500) on each derived instance.")
     ] = False,
-    report: Annotated[Path | None, typer.Option(help="Report file, by default OUTPUT/run_report.json.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Report file, by default OUTPUT/run_report.json, and a copy that stays.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Write derived objects again that are there already.")] = False,
     fail_fast: Annotated[bool, typer.Option(help="Stop at the first failed instance.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Only tell what would be done.")] = False,
@@ -160,57 +164,59 @@ def enhance(
     if dry_run:
         _inspect(paths, settings, json=json)
     try:
-        _enhance(paths, settings, report or output / "run_report.json", fail_fast=fail_fast, json=json)
+        _enhance(paths, settings, report, fail_fast=fail_fast, json=json)
     except KeyboardInterrupt:
         print("interrupted; run the same command again: what is written is not written twice", file=sys.stderr)
         raise typer.Exit(130) from None
 
 
-def _enhance(paths: list[Path], settings: Settings, report_path: Path, *, fail_fast: bool, json: bool) -> None:
+def _enhance(paths: list[Path], settings: Settings, path: Path | None, *, fail_fast: bool, json: bool) -> None:
     from medenhance_dicom.enhance import Enhancement
     from medenhance_dicom.report import RunReport
 
     run = Enhancement(settings, now=_now())
-    report = RunReport(report_path, started=_now(), device=run.device, engine=run.engine, precision=run.precision)
-    lines: list[Outcome] = []
-    with progress_bar("enhancing", quiet=json) as advance:
-        try:
+    report = RunReport(
+        path or settings.output / "run_report.json", started=_now(), device=run.device, engine=run.engine,
+        precision=run.precision, keep=path is None,
+    )  # fmt: skip
+    tell = None if json else _outcome_printer(max(len(recipe.name) for recipe in run.recipes))
+    complete = derived = False
+    try:
+        with progress_bar("enhancing") as advance:
             for outcome in run.outcomes(paths, progress=advance):
                 report.add(outcome)
-                if len(lines) < _TABLE_ROWS:
-                    lines.append(outcome)
+                derived = derived or outcome.derived is not None
+                if tell:
+                    tell(outcome)
                 if fail_fast and outcome.result == "failed":
                     break
-        finally:
-            report.close(finished=_now())
-    if json:
-        sys.stdout.write(report_path.read_text())
-    else:
-        _print_outcomes(lines, report)
+            else:
+                complete = True
+    finally:
+        report.close(finished=_now(), interrupted=not complete, also=sys.stdout if json else None)
+    if not json:
+        print(", ".join(f"{n} {result}" for result, n in sorted(report.counts.items())) or "nothing found")
+        print((f"derived objects: {settings.output}\n" if derived else "") + f"report: {report.path}")
     raise typer.Exit(report.exit_code)
 
 
-_TABLE_ROWS = 200
-
-
-def _print_outcomes(outcomes: list[Outcome], report: Any) -> None:
+def _outcome_printer(width: int) -> Callable[[Outcome], None]:
+    """What prints an outcome at once, in a pipe too; width: of the longest recipe's name."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(soft_wrap=True, highlight=False)
     colour = {"enhanced": "green", "warned": "yellow", "withheld": "yellow", "failed": "red", "skipped": "dim"}
-    width = max((len(o.recipe or "") for o in outcomes), default=0)
-    for o in outcomes:
+
+    def tell(o: Outcome) -> None:
         score = " " * 12 if o.lassim is None else f"LaSSIM {o.lassim:.3f}"
         line = Text.assemble((f"{o.result:9}", colour[o.result]), f"{score}  {o.recipe or '':{width}}  {o.source}")
         console.print(line)
         if o.reason:
             console.print(Text(f"{'':9}{o.reason}", style="dim"))
-    total = sum(report.counts.values())
-    if total > len(outcomes):
-        console.print(f"… and {total - len(outcomes)} more")
-    console.print(", ".join(f"{n} {result}" for result, n in sorted(report.counts.items())) or "nothing found")
-    console.print(f"derived objects and report: {report.path}")
+        sys.stdout.flush()
+
+    return tell
 
 
 @app.command(epilog=EXIT_CODES)
@@ -297,18 +303,14 @@ def gate(
     from medenhance_dicom.comparison.pairs import open_pairs
 
     found = []
-    with (
-        open_pairs(source, derived, recipe=recipe, weights=weights) as pairs,
-        progress_bar("judging", quiet=json) as tell,
-    ):
+    with open_pairs(source, derived, recipe=recipe, weights=weights) as pairs, progress_bar("judging") as advance:
         for judgement in judge_pairs(pairs):
             found.append(judgement)
-            tell(len(found), None)
+            advance(len(found))
+            if not json:
+                _print_judgement(judgement)
     if json:
         _print_json({"pairs": [judgement.to_json() for judgement in found]})
-    else:
-        for judgement in found:
-            _print_judgement(judgement)
     raise typer.Exit(_judged_exit_code(found))
 
 
@@ -329,7 +331,7 @@ def compare(
     from medenhance_dicom.comparison.page import write_page
     from medenhance_dicom.comparison.pairs import open_pairs
 
-    with open_pairs(source, derived, recipe=recipe, weights=weights) as pairs, progress_bar("comparing", quiet=json):
+    with open_pairs(source, derived, recipe=recipe, weights=weights) as pairs, progress_bar("comparing"):
         found = write_page(pairs, page, identify=identify, most=limit)
     if json:
         _print_json({"page": str(page), "pairs": [judgement.to_json() for judgement in found]})
@@ -348,6 +350,7 @@ def _print_judgement(judgement: Any) -> None:
         values = {"lassim": frame.lassim, **frame.checks}
         said = "  ".join(f"{name} {'none' if value is None else f'{value:.3f}'}" for name, value in values.items())
         print(f"{'':9}frame {number}: {said}")
+    sys.stdout.flush()
 
 
 def _judged_exit_code(found: list[Any]) -> int:
@@ -615,7 +618,7 @@ def train(
     loaded = load_training_recipe(path, overrides)
     root = data or Path(os.environ.get("MEDENHANCE_DATA", "."))
     folder = run or Path("runs") / loaded.name
-    with progress_bar("training", quiet=json) as advance:
+    with progress_bar("training") as advance:
 
         def tell(done: int, total: int, terms: dict[str, float]) -> None:
             advance(done, total, " ".join(f"{name} {value:.3f}" for name, value in terms.items()))

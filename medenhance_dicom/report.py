@@ -1,22 +1,27 @@
-"""What happened to each instance, and the report of a run: streamed to disk, so memory does not grow with the run."""
+"""What happened to each instance, and the report of a run: on disk as it comes, so that memory stays flat."""
 
 from __future__ import annotations
 
 import json
+import secrets
+import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from medenhance_dicom import __version__
 from medenhance_dicom.errors import OutputError
 
 Result = Literal["enhanced", "warned", "withheld", "skipped", "failed"]
 
-SCHEMA = "medenhance-dicom/run-report/2"
+SCHEMA = "medenhance-dicom/run-report/3"
 UNREADABLE = "UNREADABLE"
+KEPT = "reports"
+"""Folder of the reports of every run, beside the newest one."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,35 @@ def exit_code(counts: Mapping[str, int], *, unreadable: int = 0) -> int:
 
 
 class RunReport:
-    """Writes `run_report.json` outcome by outcome; the schema is `schemas/run_report.schema.json`."""
+    """The report of one run, kept outcome by outcome; the schema is `schemas/run_report.schema.json`.
 
-    def __init__(self, path: Path, *, started: datetime, device: str, engine: str, precision: str) -> None:
+    While the run lasts it is JSON lines, in a file that no other run has: first what the run is, then every outcome as
+    it comes. What ends without `close` (a kill, a power cut) leaves that file behind. `close` makes the report of it
+    and puts that in place in one step: runs into one folder at once harm neither each other's reports nor a reader.
+    """
+
+    def __init__(
+        self, path: Path, *, started: datetime, device: str, engine: str, precision: str, keep: bool = False
+    ) -> None:
+        """Begin a report.
+
+        Args:
+            path: Of the report; that of a run before is replaced when this one is closed.
+            started: Aware time.
+            device: What the run computes on.
+            engine: What runs its networks.
+            precision: What they compute in.
+            keep: Keep this report for good, too: as `reports/<UTC time>-<random>.json` beside `path`.
+
+        Raises:
+            OutputError: The folder cannot be written to.
+        """
         self.path, self.counts, self.unreadable = path, Counter[str](), 0
-        self._part = path.with_name(f".{path.name}.part")
-        self._first = True
-        head = {
+        token = secrets.token_hex(4)
+        self._part = path.with_name(f".{path.name}.{token}.part")
+        self._kept = path.parent / KEPT / f"{started.astimezone(UTC):%Y%m%dT%H%M%SZ}-{token}.json" if keep else None
+        self._lines = self._kept.with_suffix(".jsonl") if self._kept else path.with_name(f"{path.stem}.{token}.jsonl")
+        self._head = {
             "schema": SCHEMA,
             "version": __version__,
             "started": started.isoformat(timespec="seconds"),
@@ -77,12 +104,10 @@ class RunReport:
             "engine": engine,
             "precision": precision,
         }
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._part.open("w", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"{path.parent}: {error.strerror}") from error
-        self._write(json.dumps(head)[:-1] + ', "outcomes": [')
+        with _writing(self._lines.parent):
+            self._lines.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._lines.open("x", encoding="utf-8", buffering=1)
+        self._write(self._head)
 
     def add(self, outcome: Outcome) -> None:
         """Append one outcome.
@@ -93,26 +118,62 @@ class RunReport:
         self.counts[outcome.result] += 1
         if outcome.result == "failed" and (outcome.reason or "").startswith(UNREADABLE):
             self.unreadable += 1
-        self._write(("\n" if self._first else ",\n") + json.dumps(asdict(outcome)))
-        self._first = False
+        self._write(asdict(outcome))
 
-    def close(self, *, finished: datetime) -> None:
-        """Add the counts and put the report in its place."""
-        tail = {"counts": dict(sorted(self.counts.items())), "finished": finished.isoformat(timespec="seconds")}
-        self._write("\n], " + json.dumps(tail)[1:] + "\n")
-        try:
+    def close(self, *, finished: datetime, interrupted: bool = False, also: IO[str] | None = None) -> None:
+        """Add the counts and put the report in its place.
+
+        Args:
+            finished: Aware time.
+            interrupted: The run ended before it had looked at everything.
+            also: Where else the report is written to.
+
+        Raises:
+            OutputError: The disk is full.
+        """
+        tail = {
+            "counts": dict(sorted(self.counts.items())),
+            "finished": finished.isoformat(timespec="seconds"),
+            "interrupted": interrupted,
+        }
+        with _writing(self.path):
             self._file.close()
-            self._part.replace(self.path)
-        except OSError as error:
-            raise OutputError(f"{self.path}: {error.strerror}") from error
+            with self._lines.open(encoding="utf-8") as lines, self._part.open("w", encoding="utf-8") as whole:
+                next(lines)
+                whole.write(json.dumps(self._head)[:-1] + ', "outcomes": [')
+                for number, line in enumerate(lines):
+                    whole.write((",\n" if number else "\n") + line.rstrip("\n"))
+                whole.write("\n], " + json.dumps(tail)[1:] + "\n")
+            if self._kept:
+                hidden = self._part.with_name(f".{self._kept.name}.part")
+                shutil.copyfile(self._part, hidden)
+                hidden.replace(self._kept)
+            with self._part.open(encoding="utf-8") as whole:
+                self._part.replace(self.path)
+                self._lines.unlink()
+                report = whole.read() if also else ""
+        if also:  # its errors are none of the report's
+            also.write(report)
 
-    def _write(self, text: str) -> None:
-        try:
-            self._file.write(text)
-        except OSError as error:
-            raise OutputError(f"{self.path}: {error.strerror}") from error
+    def discard(self) -> None:
+        """Leave nothing of this report, for a run whose beginning does not count."""
+        self._file.close()
+        self._lines.unlink(missing_ok=True)
+
+    def _write(self, value: dict[str, Any]) -> None:
+        with _writing(self.path):
+            self._file.write(json.dumps(value) + "\n")
 
     @property
     def exit_code(self) -> int:
         """See `exit_code`."""
         return exit_code(self.counts, unreadable=self.unreadable)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What fails here is an OutputError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import queue
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from medenhance_dicom import __version__, report
-from medenhance_dicom.cli import app
+from medenhance_dicom.cli import _outcome_printer, app
 from medenhance_dicom.errors import OutputError
+from medenhance_dicom.node import console
 
 SCHEMA = json.loads((Path(report.__file__).parent / "schemas/run_report.schema.json").read_text())
 NO_SOCKETS = """
@@ -107,6 +110,45 @@ def test_a_run_with_reports_and_its_pairs_judged_and_shown(samples, tmp_path):
     done = run("compare", source, out, "--html", tmp_path / "page.html", code=0)
     assert "1 pairs" in done.stdout
     assert str(derived.PatientID) not in (tmp_path / "page.html").read_text()
+
+
+def test_reports_of_runs_into_one_folder_are_all_kept_and_nothing_derived_is_not_named(samples, tmp_path):
+    runner, out = CliRunner(), tmp_path / "out"
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.txt").write_text("no DICOM")
+    for _ in range(2):
+        done = runner.invoke(app, ["enhance", str(tmp_path / "in"), "-o", str(out)])
+        assert done.exit_code == 3
+        assert done.stdout.splitlines()[-2:] == ["1 skipped", f"report: {out / 'run_report.json'}"]
+    assert [p.suffix for p in (out / "reports").iterdir()] == [".json", ".json"]
+    done = runner.invoke(app, ["enhance", str(tmp_path / "in"), "-o", str(out), "--report", str(tmp_path / "r.json")])
+    assert len(list((out / "reports").iterdir())) == 2
+    jsonschema.validate(json.loads((tmp_path / "r.json").read_text()), SCHEMA)
+
+
+def test_outcomes_are_in_a_pipe_as_soon_as_they_are_known(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, write_through=False))
+    tell = _outcome_printer(5)
+    tell(report.Outcome("a.dcm", "withheld", "LASSIM: structure changed", recipe="clahe"))
+    assert raw.getvalue().decode().splitlines()[0].split() == ["withheld", "clahe", "a.dcm"]
+
+
+def test_progress_in_a_pipe_is_a_line_now_and_then(monkeypatch):
+    class Told(io.StringIO):
+        def write(self, text):
+            written = super().write(text)
+            said.put(text)
+            return written
+
+    said = queue.SimpleQueue()
+    monkeypatch.setattr(console, "_FIRST_LINE", 0.001)
+    monkeypatch.setattr(sys, "stderr", Told())
+    with console.progress_bar("enhancing") as advance:
+        for words in ("enhancing, 0 s", "enhancing 3 of 40, 0 s"):  # also while nothing is done yet
+            while not said.get(timeout=30).startswith(words):
+                pass
+            advance(3, 40)
 
 
 def test_what_the_gate_withholds_is_exit_9_and_what_has_no_pair_is_exit_3(tmp_path):

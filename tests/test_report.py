@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -49,7 +52,72 @@ def test_a_report_is_json_that_fits_its_schema(tmp_path, number):
     assert [o["source"] for o in value["outcomes"]] == [f"{i}.dcm" for i in range(number)]
     assert value["counts"] == ({"failed": number} if number else {})
     assert report.exit_code == (6 if number else 3)
+    assert value["interrupted"] is False
     assert [p.name for p in path.parent.iterdir()] == ["run_report.json"]
+
+
+def _run(path, source, result="withheld", *, keep=True):
+    report = RunReport(path, started=NOON, device="cpu", engine="torch", precision="fp32", keep=keep)
+    report.add(Outcome(source, result))
+    report.close(finished=NOON)
+    return report
+
+
+def test_the_report_of_a_run_before_is_kept(tmp_path):
+    path = tmp_path / "run_report.json"
+    for name in ("a.dcm", "b.dcm"):
+        _run(path, name)
+    kept = [json.loads(p.read_text()) for p in (tmp_path / "reports").iterdir()]
+    assert sorted(report["outcomes"][0]["source"] for report in kept) == ["a.dcm", "b.dcm"]
+    assert json.loads(path.read_text())["outcomes"][0]["source"] == "b.dcm"
+    assert all(p.name.startswith("20250102T120000Z-") for p in (tmp_path / "reports").iterdir())
+
+
+def test_a_report_with_a_file_of_its_own_leaves_nothing_else(tmp_path):
+    _run(tmp_path / "mine.json", "a.dcm", keep=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.json"]
+
+
+def test_twelve_runs_at_once_into_one_folder_keep_their_reports(tmp_path):
+    path, count = tmp_path / "run_report.json", 12
+    together = threading.Barrier(count)
+
+    def run(number):
+        together.wait(timeout=30)
+        report = RunReport(path, started=NOON, device="cpu", engine="torch", precision="fp32", keep=True)
+        for i in range(50 * (number + 1)):
+            report.add(Outcome(f"{number}/{i}.dcm", "withheld", "LASSIM: structure changed " + "." * 10 * number))
+        copy = io.StringIO()
+        report.close(finished=NOON, also=copy)
+        return copy.getvalue()
+
+    with ThreadPoolExecutor(count) as pool:
+        printed = [json.loads(text) for text in pool.map(run, range(count))]
+    for number, value in enumerate(printed):  # each run's own, whatever the others do
+        assert [o["source"] for o in value["outcomes"]] == [f"{number}/{i}.dcm" for i in range(50 * (number + 1))]
+    kept = [json.loads(p.read_text()) for p in (tmp_path / "reports").iterdir()]
+    assert sorted(map(json.dumps, kept)) == sorted(map(json.dumps, printed))
+    assert json.loads(path.read_text()) in kept
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["reports", "run_report.json"]
+
+
+def test_a_run_that_is_killed_leaves_what_it_did_as_lines(tmp_path):
+    path = tmp_path / "run_report.json"
+    report = RunReport(path, started=NOON, device="cpu", engine="torch", precision="fp32", keep=True)
+    report.add(Outcome("a.dcm", "withheld"))
+    head, outcome = (json.loads(line) for line in next((tmp_path / "reports").iterdir()).read_text().splitlines())
+    assert (head["schema"], outcome["source"]) == (report_module.SCHEMA, "a.dcm")
+    assert not path.exists()
+    report.discard()
+    assert not list((tmp_path / "reports").iterdir())
+
+
+def test_a_run_that_ends_early_says_so(tmp_path):
+    report = RunReport(tmp_path / "r.json", started=NOON, device="cpu", engine="torch", precision="fp32")
+    report.close(finished=NOON, interrupted=True)
+    value = json.loads((tmp_path / "r.json").read_text())
+    jsonschema.validate(value, SCHEMA)
+    assert value["interrupted"] is True
 
 
 def test_a_report_that_cannot_be_written_is_an_output_error(tmp_path):

@@ -37,7 +37,7 @@ def calibrate(
     if weights and recipe:
         raise ConfigurationError("either --weights or --recipe")
     key, honest = honest_of(weights, recipe)
-    with progress_bar("calibrating", quiet=as_json) as tell:
+    with progress_bar("calibrating") as tell:
         calibrated = run(key, honest, data, alpha=alpha, limit=limit, seed=seed, progress=tell)
     path = output or Path(f"{key}.json")
     write(calibrated, path)
@@ -71,7 +71,7 @@ def train_gate(
     path = recipe if recipe.suffix == ".toml" else pipelines_folder() / "gate" / f"{recipe}.toml"
     loaded = DetectorRecipe.read(path)
     root = data or Path(os.environ.get("MEDENHANCE_DATA", "."))
-    with progress_bar("training", quiet=as_json) as tell:
+    with progress_bar("training") as tell:
         file = learn(loaded, root, run, device=device, workers=workers, resume=resume, progress=tell)
     if as_json:
         print_json({"recipe": loaded.name, "weights": str(file), "log": str(run / "log.jsonl")})

@@ -88,7 +88,7 @@ def evaluate(
     asked = {name: value for name, value in asked.items() if value}
     chosen, root = _of_file(recipe, data, given, asked) if recipe else _of_options(data, given, asked)
     folder = output or Path("runs") / "evaluate" / chosen.name
-    with progress_bar("evaluating", quiet=json) as tell:
+    with progress_bar("evaluating") as tell:
         try:
             finished = reporting.evaluate_recipe(
                 chosen, root, folder, limit=limit, afresh=resume == "never",

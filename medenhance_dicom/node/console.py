@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +14,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 DEFAULT_CONFIG = Path("/etc/medenhance/node.toml")
+
+_FIRST_LINE = 5.0
+"""Seconds until a first line of progress where stderr is no terminal, and until the second one."""
+_LAST_LINES = 60.0
+"""Seconds between two later on."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 LogFormat = Annotated[Literal["text", "json"], typer.Option("--log-format", help="Of the log on stderr.")]
@@ -41,20 +48,51 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
 
 
 @contextmanager
-def progress_bar(description: str, *, quiet: bool) -> Iterator[Any]:
-    """A progress bar on stderr after two seconds, on a terminal only; yields advance(done, total, text)."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda done, total, text="": None
+def progress_bar(description: str) -> Iterator[Callable[..., None]]:
+    """Progress on stderr, whatever stdout is: a bar on a terminal, else a line now and then, from a thread.
+
+    Yields:
+        advance(done, total, text): total None: not known; text: more that is to be said.
+    """
+    if not sys.stderr.isatty():
+        with _lines(description) as advance:
+            yield advance
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    results_there = sys.stdout.isatty()  # lines of results have to go above the bar
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=results_there) as bar:
         task = bar.add_task(description, total=None)
-        yield lambda done, total, text="": bar.update(
+        yield lambda done, total=None, text="": bar.update(
             task, completed=done, total=total, description=f"{description} {text}".strip()
         )
+
+
+@contextmanager
+def _lines(description: str) -> Iterator[Callable[..., None]]:
+    """A line after 5 seconds and, ever more seldom, up to every minute: also while nothing gets done."""
+    began, ended = time.monotonic(), threading.Event()
+    so_far = [""]
+
+    def advance(done: int, total: int | None = None, text: str = "") -> None:
+        count = f"{done} of {total}" if total is not None else str(done)
+        so_far[0] = f" {count} {text}".rstrip()
+
+    def tell() -> None:
+        pause = _FIRST_LINE
+        while not ended.wait(pause):
+            note(f"{description}{so_far[0]}, {time.monotonic() - began:.0f} s")
+            pause = min(2 * pause, _LAST_LINES)
+
+    teller = threading.Thread(target=tell, name="progress", daemon=True)
+    teller.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        teller.join()
 
 
 def note(words: str) -> None:

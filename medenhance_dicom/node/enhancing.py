@@ -162,13 +162,17 @@ class Enhancing:
         )  # fmt: skip
         counts, derived = Counter[str](), []
         self._decoder = self._decoder or Decoder(run.settings.limits)
-        for outcome in run.outcomes([folder / "source"], decoder=self._decoder):
-            report.add(outcome)
-            counts[outcome.result] += 1
-            if outcome.result in ("enhanced", "warned") and outcome.derived:
-                derived.append("/".join(("derived", *Path(outcome.derived).parts[-3:])))
-            if stopping.is_set():
-                raise _StoppedError
+        try:
+            for outcome in run.outcomes([folder / "source"], decoder=self._decoder):
+                report.add(outcome)
+                counts[outcome.result] += 1
+                if outcome.result in ("enhanced", "warned") and outcome.derived:
+                    derived.append("/".join(("derived", *Path(outcome.derived).parts[-3:])))
+                if stopping.is_set():
+                    raise _StoppedError
+        except BaseException:  # the next go begins anew, and the journal keeps why
+            report.discard()
+            raise
         report.close(finished=self._now())
         flush(report.path)  # its name is flushed with that of enhanced.json
         if first:  # libraries and weights are loaded, and stay: no collection looks through them again
