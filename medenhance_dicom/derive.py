@@ -27,6 +27,13 @@ from medenhance_dicom.attributes import (
 )
 from medenhance_dicom.errors import DerivationError, UnsupportedInstanceError
 from medenhance_dicom.functional_groups import derive_groups, evidence_item, referenced_series_item
+from medenhance_dicom.identity import (
+    METHOD_VERSION,
+    derived_instance_uid,
+    derived_series_uid,
+    header_digest,
+    seal,
+)
 from medenhance_dicom.image_modules import (
     Making,
     PixelSummary,
@@ -46,6 +53,7 @@ from medenhance_dicom.provenance import (
     Provenance,
     code_item,
     coding_scheme_item,
+    contribution_description,
     derivation_codes,
     derivation_description,
     digests,
@@ -61,9 +69,9 @@ from medenhance_dicom.sop_classes import (
     image_type,
     policy,
 )
-from medenhance_dicom.uids import INSTANCE_CREATOR_UID, derived_uid
+from medenhance_dicom.uids import INSTANCE_CREATOR_UID
 
-__all__ = ["PixelSummary", "derive_instance", "derived_instance_uid", "derived_series_uid"]
+__all__ = ["PixelSummary", "derive_instance"]
 
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _TYPE_2 = (
@@ -84,42 +92,11 @@ _LONGEST = {"LO": 64, "SH": 16, "ST": 1024, "UI": 64}  # characters, PS3.5 secti
 _MOST_SERIES_NUMBER = 2**31 - 1
 
 
-def derived_series_uid(source: Dataset, provenance: Provenance) -> str:
-    """One new series per source series, recipe, weights and guide (requirement R2).
-
-    Raises:
-        DerivationError: The source has no Series Instance UID.
-    """
-    return derived_uid(
-        "series",
-        _uid(source, "SeriesInstanceUID"),
-        provenance.recipe_digest,
-        provenance.weights_digest or "",
-        provenance.guide_digest or "",
-    )
-
-
 def _uid(source: Dataset, keyword: str) -> str:
     value = source.get(keyword)
     if not isinstance(value, str) or not value:
         raise DerivationError(f"the source has no {keyword}")
     return str(value)
-
-
-def derived_instance_uid(source_uid: str, digests: dict[str, str]) -> str:
-    """SOP Instance UID of the derived object, a function of its source and the digests that it records.
-
-    Args:
-        source_uid: SOP Instance UID of the source.
-        digests: Hex SHA-256 of `recipe` and `pixels`, and of `weights` and `guide` where used.
-    """
-    return derived_uid(
-        source_uid,
-        digests.get("recipe", ""),
-        digests.get("weights", ""),
-        digests.get("guide", ""),
-        digests.get("pixels", ""),
-    )
 
 
 def derive_instance(source: Dataset, pixels: PixelSummary, provenance: Provenance) -> Dataset:
@@ -171,6 +148,7 @@ def _derived(source: Dataset, pixels: PixelSummary, provenance: Provenance) -> D
     if sop_class.uid in _MULTI_FRAME_SC:
         multi_frame_secondary_capture(derived, making)
     laterality(derived, making)
+    _identity(derived, making)
     return derived
 
 
@@ -209,8 +187,7 @@ def _sop_common(derived: Dataset, making: Making) -> None:
     source, provenance = making.source, making.provenance
     derived.SpecificCharacterSet = "ISO_IR 192"
     derived.SOPClassUID = making.sop_class.uid
-    used = digests(provenance, making.pixels.digest)
-    derived.SOPInstanceUID = derived_instance_uid(_uid(source, "SOPInstanceUID"), used)
+    _uid(source, "SOPInstanceUID")
     derived.InstanceCreatorUID = INSTANCE_CREATOR_UID
     derived.InstanceCreationDate, derived.InstanceCreationTime = date_and_time(making.made)
     schemes = list(derived.get("CodingSchemeIdentificationSequence") or [])
@@ -225,7 +202,7 @@ def _sop_common(derived: Dataset, making: Making) -> None:
 def _series(derived: Dataset, making: Making) -> None:
     """PS3.3 C.7.3.1: a series of its own, in the source's study."""
     source, provenance = making.source, making.provenance
-    derived.SeriesInstanceUID = derived_series_uid(source, provenance)
+    derived.SeriesInstanceUID = derived_series_uid(source, digests(provenance, making.pixels.digest))
     derived.SeriesDate, derived.SeriesTime = date_and_time(making.made)
     derived.SeriesNumber = _series_number(source.get("SeriesNumber"), provenance.series_number_offset)
     derived.SeriesDescription = _series_description(source, provenance)
@@ -291,6 +268,17 @@ def _reference(derived: Dataset, making: Making) -> None:
     elif grouped or "ReferencedSeriesSequence" in derived:  # the Common Instance Reference module lists all, C.12.2
         listed = list(derived.get("ReferencedSeriesSequence") or [])
         derived.ReferencedSeriesSequence = Sequence([*listed, referenced_series_item(source)])
+
+
+def _identity(derived: Dataset, making: Making) -> None:
+    """The SOP Instance UID, and the digests that say which object this is. Nothing may be changed after it."""
+    recorded = digests(making.provenance, making.pixels.digest)
+    recorded |= {"source": making.pixels.source_digest, "header": header_digest(derived)}
+    marks = {"rule": str(METHOD_VERSION)} | ({"blended": "yes"} if making.pixels.blended else {})
+    derived.SOPInstanceUID = derived_instance_uid(_uid(making.source, "SOPInstanceUID"), recorded | marks)
+    ours = derived.ContributingEquipmentSequence[-1]
+    ours.ContributionDescription = contribution_description(making.provenance, marks, recorded)
+    seal(derived)
 
 
 def _valid(item: Dataset) -> Dataset:

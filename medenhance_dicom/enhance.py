@@ -146,7 +146,12 @@ class Enhancement:
                 return outcome_of(member, "withheld", verdict.reason, seconds=result.seconds, **names)
             provenance = prepared.provenance(in_words(verdict, values), made=self.now)
             summary = PixelSummary(
-                result.digest(), result.pixels, result.pixels.number_of_frames, member.located.path.stat().st_size
+                result.digest(),
+                result.pixels,
+                result.pixels.number_of_frames,
+                result.source_digest(),
+                blended=blending is not None,
+                source_bytes=member.located.path.stat().st_size,
             )
             derived = derive_instance(source, summary, provenance)
             if problems := assert_derived(derived, source, pixel_digest=summary.digest):
@@ -190,6 +195,10 @@ def _make_folder(folder: Path) -> None:
         raise OutputError(f"{folder}: {error.strerror}") from error
 
 
+def _little_endian(stored: NDArray[Any]) -> bytes:
+    return np.ascontiguousarray(stored.astype(stored.dtype.newbyteorder("<"), copy=False)).tobytes()
+
+
 class InstanceResult:
     """The new pixels of one instance: written to a scratch file, hashed and scored as they come."""
 
@@ -201,7 +210,7 @@ class InstanceResult:
         self.pixels = frames.pixel_format(instance)
         self.scores: list[FrameScores] = []
         self.seconds: dict[str, float] = {}
-        self._hash = hashlib.sha256()
+        self._hash, self._source_hash = hashlib.sha256(), hashlib.sha256()
         self._file: IO[bytes] = self.path.open("wb")
         self._largest, self._sum, self._count = 0, 0.0, 0
         self._shares: list[float] = []
@@ -230,7 +239,8 @@ class InstanceResult:
         change = np.abs(stored.astype(np.int64) - frame.stored.stored)
         self._largest = max(self._largest, int(change.max()))
         self._sum, self._count = self._sum + float(change.sum()), self._count + change.size
-        block = np.ascontiguousarray(stored.astype(stored.dtype.newbyteorder("<"))).tobytes()
+        self._source_hash.update(_little_endian(frame.stored.stored))
+        block = _little_endian(stored)
         self._hash.update(block)
         try:
             self._file.write(block)
@@ -242,6 +252,10 @@ class InstanceResult:
         self._file.close()
         self.seconds["enhance"] = round(time.monotonic() - self._started, 4)
         return self._hash.hexdigest()
+
+    def source_digest(self) -> str:
+        """SHA-256 of the source's decoded frames, in hex."""
+        return self._source_hash.hexdigest()
 
     def change(self) -> dict[str, float]:
         """Largest and mean absolute change in stored values."""

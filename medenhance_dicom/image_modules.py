@@ -38,6 +38,10 @@ class PixelSummary:
     """Hex SHA-256 of all frames as they will stand in the file, little endian, without the pad byte."""
     format: PixelFormat
     number_of_frames: int
+    source_digest: str
+    """Hex SHA-256 of the source's decoded frames, little endian, in the format above."""
+    blended: bool = False
+    """Pixels of the source came back where the structure check objected: other pixels on purpose, another object."""
     source_bytes: int | None = None
     """Length of the source's compressed Pixel Data, to state the compression ratio of a lossy source that does not."""
 

@@ -169,7 +169,7 @@ def own_equipment_item(provenance: Provenance, pixel_digest: str, zone_time: dat
     """Our item of Contributing Equipment Sequence (0018,A001), with everything that says which algorithm ran.
 
     Software Versions has room for 64 characters a value, so it names the first 128 bits of each SHA-256; Contribution
-    Description has the digests in full.
+    Description (`contribution_description`) has the digests in full.
 
     Args:
         provenance: How the pixels came about.
@@ -193,15 +193,25 @@ def own_equipment_item(provenance: Provenance, pixel_digest: str, zone_time: dat
     item.SoftwareVersions = [_plain(version, _LO) for version in versions]
     item.DeviceUID = device_uid(provenance.algorithm_digest)
     item.ContributionDateTime = zone_time.strftime("%Y%m%d%H%M%S.%f%z")
-    listed = "; ".join(f"{name} sha256:{digest}" for name, digest in full.items())
-    room = _ST - len(listed) - 2
-    said = _plain(provenance.parameters or f"recipe {provenance.recipe}", room)
-    item.ContributionDescription = f"{said}; {listed}"
     return item
 
 
+def contribution_description(provenance: Provenance, marks: dict[str, str], recorded: dict[str, str]) -> str:
+    """Contribution Description (0018,A00E) of our item, at most 1024 characters with the object's digest behind it.
+
+    Args:
+        provenance: How the pixels came about.
+        marks: Name -> word that is to be recorded.
+        recorded: Name -> hex SHA-256 of all that is to be recorded.
+    """
+    words = [f"{name} {word}" for name, word in marks.items()]
+    listed = "; ".join(words + [f"{name} sha256:{digest}" for name, digest in recorded.items()])
+    room = _ST - len(listed) - 2 - len(f"; object sha256:{'0' * 64}")
+    return f"{_plain(provenance.parameters or f'recipe {provenance.recipe}', room)}; {listed}"
+
+
 def digests(provenance: Provenance, pixel_digest: str) -> dict[str, str]:
-    """Name -> hex SHA-256 of all that goes into the SOP Instance UID, besides the source's."""
+    """Name -> hex SHA-256 of what ran, and of what came out."""
     named = {
         "recipe": provenance.recipe_digest,
         "weights": provenance.weights_digest,

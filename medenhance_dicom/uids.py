@@ -1,7 +1,6 @@
 """Our unique identifiers (PS3.5 section 9, annex B.2).
 
-UIDs are content-addressed: the same source, recipe, weights and output pixels give the same UID, so that a repeat is
-harmless, and any other output gets another UID.
+What we make has UIDs that are a function of what it is made of (`identity`), so that a repeat is harmless.
 """
 
 from __future__ import annotations

@@ -19,8 +19,14 @@ from pydicom import Dataset
 from pydicom.multival import MultiValue
 
 from medenhance_dicom.attributes import IDENTITY, LOSSY, attributes_of, forbidden_in
-from medenhance_dicom.derive import derived_instance_uid
 from medenhance_dicom.errors import InputError
+from medenhance_dicom.identity import (
+    derived_instance_uid,
+    header_digest,
+    object_digest,
+    own_item,
+    recorded_digests,
+)
 from medenhance_dicom.part10 import find_instances, looks_like_dicom, read_instance
 from medenhance_dicom.provenance import (
     CODES,
@@ -37,7 +43,6 @@ from medenhance_dicom.uids import INSTANCE_CREATOR_UID
 
 _EVERYWHERE = {"NumberOfFrames", "SourceImageSequence", "DerivationDescription", "DerivationCodeSequence"}
 _CHUNK = 1 << 20
-_DIGEST = re.compile(r"\b(recipe|weights|guide|pixels) sha256:([0-9a-f]{64})(?![0-9a-f])")
 _GUIDED = re.compile(r": recipe \S+, hqgnet\b(?!-)")
 _KNOWN_CODES = {(step.value, step.scheme): step.meaning for steps in CODES.values() for step in steps}
 _SAME_AS_SOURCE = (
@@ -156,17 +161,6 @@ def pixel_digest(path: Path, derived: Dataset) -> str | None:
         return None
 
 
-def recorded_digests(derived: Dataset) -> dict[str, str]:
-    """Name -> hex SHA-256, as our Contributing Equipment item records them; empty without such an item."""
-    item = _own_item(derived)
-    return dict(_DIGEST.findall(str(item.get("ContributionDescription") or ""))) if item is not None else {}
-
-
-def _own_item(derived: Dataset) -> Dataset | None:
-    ours = [item for item in derived.get("ContributingEquipmentSequence") or [] if is_own_equipment(item)]
-    return ours[-1] if ours else None
-
-
 def _marking(derived: Dataset) -> Iterator[str]:
     """What makes it a derived object in the eyes of others."""
     if image_type(derived)[:1] != ["DERIVED"]:
@@ -187,7 +181,7 @@ def _marking(derived: Dataset) -> Iterator[str]:
 
 def _provenance(derived: Dataset, pixel_digest: str | None) -> Iterator[str]:
     """Who made it with what, and whether UID and digests agree."""
-    item = _own_item(derived)
+    item = own_item(derived)
     if item is None:
         yield "ContributingEquipmentSequence: no item of ours"
         return
@@ -196,7 +190,8 @@ def _provenance(derived: Dataset, pixel_digest: str | None) -> Iterator[str]:
     if any(not other.get("Manufacturer") for other in derived.ContributingEquipmentSequence):
         yield "ContributingEquipmentSequence: an item without Manufacturer"
     digests = recorded_digests(derived)
-    if not {"recipe", "pixels"} <= digests.keys():
+    old = "rule" not in digests
+    if not {"recipe", "pixels"} | (set() if old else {"source", "header", "object"}) <= digests.keys():
         yield "ContributionDescription: digests are missing"
         return
     if "guide" not in digests and any(_GUIDED.search(said) for said in _descriptions(derived)):
@@ -204,7 +199,11 @@ def _provenance(derived: Dataset, pixel_digest: str | None) -> Iterator[str]:
     if pixel_digest is not None and digests["pixels"] != pixel_digest:
         yield "PixelData: not the pixels whose digest was recorded"
     if derived.get("SOPInstanceUID") != derived_instance_uid(source_uid(derived), digests):
-        yield "SOPInstanceUID: does not follow from source, recipe, weights, guide and pixels"
+        yield "SOPInstanceUID: does not follow from what is recorded of source, header, recipe, weights and guide"
+    if not old and digests["header"] != header_digest(derived):
+        yield "ContributionDescription: what the header takes over is not what was recorded"
+    if not old and digests["object"] != object_digest(derived):
+        yield "ContributionDescription: the object says something else than what was recorded"
 
 
 def _references(derived: Dataset) -> Iterator[str]:

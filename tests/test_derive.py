@@ -20,12 +20,13 @@ from pydicom.dataelem import DataElement
 from pydicom.uid import JPEG2000, UID, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
 from medenhance_dicom.attributes import EQUIPMENT, NEVER, allowed, attributes_of, forbidden_in
-from medenhance_dicom.derive import PixelSummary, derive_instance, derived_series_uid
+from medenhance_dicom.derive import PixelSummary, derive_instance
 from medenhance_dicom.errors import DerivationError, MedenhanceError, UnsupportedInstanceError
 from medenhance_dicom.frames import pixel_format
+from medenhance_dicom.identity import derived_series_uid
 from medenhance_dicom.image_modules import srgb_profile
 from medenhance_dicom.part10 import read_instance, write_instance
-from medenhance_dicom.provenance import CODES, Provenance, Step, steps_of
+from medenhance_dicom.provenance import CODES, Provenance, Step, digests, steps_of
 from medenhance_dicom.sop_classes import OPT_INS, WRITABLE, policy
 from medenhance_dicom.verify import assert_derived, check_file
 from tests import synthetic
@@ -55,7 +56,8 @@ def derive(source, provenance=PROVENANCE, *, data=None, **summary):
     pixels = pixel_format(source)
     data = data if data is not None else pixel_bytes(pixels)
     digest = hashlib.sha256(data).hexdigest()
-    return derive_instance(source, PixelSummary(digest, pixels, pixels.number_of_frames, **summary), provenance)
+    summary = PixelSummary(digest, pixels, pixels.number_of_frames, **{"source_digest": "5e" * 32} | summary)
+    return derive_instance(source, summary, provenance)
 
 
 def pixel_bytes(pixels):
@@ -139,16 +141,18 @@ def test_pydicoms_files(path, tmp_path):
 def test_uids_follow_the_content(op):
     again = derive(op)
     assert again.SOPInstanceUID == derive(op).SOPInstanceUID
-    other_pixels = derive(op, data=b"\1" + bytes(16 * 12 * 3 - 1))
-    assert other_pixels.SOPInstanceUID != again.SOPInstanceUID
-    assert other_pixels.SeriesInstanceUID == again.SeriesInstanceUID
+    other_pixels = derive(op, data=b"\1" + bytes(16 * 12 * 3 - 1))  # another engine's
+    assert other_pixels.SOPInstanceUID == again.SOPInstanceUID
+    other_source = derive(op, source_digest="5f" * 32)
+    assert other_source.SOPInstanceUID != again.SOPInstanceUID
+    assert other_source.SeriesInstanceUID == again.SeriesInstanceUID
     for field in ("recipe_digest", "weights_digest", "guide_digest"):
         other = derive(op, replace(PROVENANCE, **{field: "99" * 32}))
         assert other.SOPInstanceUID != again.SOPInstanceUID
         assert other.SeriesInstanceUID != again.SeriesInstanceUID
     later = derive(op, replace(PROVENANCE, made=MADE + timedelta(days=1)))
     assert (later.SOPInstanceUID, later.SeriesInstanceUID) == (again.SOPInstanceUID, again.SeriesInstanceUID)
-    assert again.SeriesInstanceUID == derived_series_uid(op, PROVENANCE) != op.SeriesInstanceUID
+    assert again.SeriesInstanceUID == derived_series_uid(op, digests(PROVENANCE, "")) != op.SeriesInstanceUID
 
 
 def test_patient_study_and_geometry_are_the_sources():

@@ -16,11 +16,11 @@ import pytest
 import SimpleITK
 from pydicom import Dataset, dcmread
 
-from medenhance_dicom.derive import derived_instance_uid
 from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.errors import UnreadableInstanceError
+from medenhance_dicom.identity import derived_instance_uid, recorded_digests
 from medenhance_dicom.selection import Settings, _require_uid, plan
-from medenhance_dicom.verify import recorded_digests, verify_files
+from medenhance_dicom.verify import verify_files
 
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 DCIODVFY = Path(sys.executable).parent / "dciodvfy"

@@ -43,13 +43,14 @@ from medenhance_dicom.guides import (
     verify_guide,
 )
 from medenhance_dicom.guiding import guide_influence, make_guide
+from medenhance_dicom.identity import recorded_digests
 from medenhance_dicom.manifest import load_guide_encoder, load_manifest
 from medenhance_dicom.networks import build_network
 from medenhance_dicom.prepare import prepare_recipe
 from medenhance_dicom.provenance import Provenance
 from medenhance_dicom.recipe import Recipe
 from medenhance_dicom.selection import Settings
-from medenhance_dicom.verify import assert_derived, recorded_digests, verify_files
+from medenhance_dicom.verify import assert_derived, verify_files
 from tests import synthetic
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -586,7 +587,7 @@ def test_an_object_led_by_a_guide_must_name_it(name):
 
     source = synthetic.make_instance(name)
     pixels = pixel_format(source)
-    summary = PixelSummary("ab" * 32, pixels, pixels.number_of_frames)
+    summary = PixelSummary("ab" * 32, pixels, pixels.number_of_frames, "5e" * 32)
     said = {"recipe": "r", "recipe_digest": "cd" * 32, "made": NOON, "weights": "w", "weights_digest": "ef" * 32}
     for method, guide_digest, problems in (
         ("hqgnet", "12" * 32, 0), ("hqgnet", None, 1), ("hqgnet-none", None, 0), ("stillgan", None, 0),

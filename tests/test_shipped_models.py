@@ -12,10 +12,11 @@ from pydicom import dcmread
 
 from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.guides import find_guides, load_guide, verify_guide
+from medenhance_dicom.identity import recorded_digests
 from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.recipe import load_recipes
 from medenhance_dicom.selection import Settings
-from medenhance_dicom.verify import recorded_digests, verify_files
+from medenhance_dicom.verify import verify_files
 from tests.conftest import ROOT
 
 MANIFEST = load_manifest()

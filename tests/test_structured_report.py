@@ -32,7 +32,7 @@ def case(name="OP8", *, scores=SCORES, limits=LIMITS, blending=None, **attribute
     pixels = pixel_format(source)
     made = datetime(2026, 11, 22, 12, 30, tzinfo=UTC)
     provenance = Provenance(recipe="t", recipe_digest="ab" * 32, method="clahe", made=made)
-    derived = derive_instance(source, PixelSummary("00" * 32, pixels, pixels.number_of_frames), provenance)
+    derived = derive_instance(source, PixelSummary("00" * 32, pixels, pixels.number_of_frames, "5e" * 32), provenance)
     frames = [scores] * pixels.number_of_frames
     verdict = verdict_of(frames, limits)
     values = values_of(verdict, frames, limits, mode="withhold", blending=blending)

@@ -14,9 +14,10 @@ from medenhance_dicom import verify
 from medenhance_dicom.derive import PixelSummary, derive_instance
 from medenhance_dicom.errors import UnreadableInstanceError
 from medenhance_dicom.frames import pixel_format
+from medenhance_dicom.identity import header_digest, object_digest, recorded_digests
 from medenhance_dicom.part10 import read_instance, write_instance
 from medenhance_dicom.provenance import Provenance, steps_of
-from medenhance_dicom.verify import assert_derived, check_file, pixel_digest, recorded_digests
+from medenhance_dicom.verify import assert_derived, check_file, pixel_digest
 from tests import synthetic
 
 PROVENANCE = Provenance(
@@ -33,7 +34,7 @@ def pair(name="OP8", **attributes):
     pixels = pixel_format(source)
     size = pixels.rows * pixels.columns * pixels.samples * pixels.number_of_frames * pixels.bits_allocated // 8
     data = bytes(i % 251 for i in range(size))
-    summary = PixelSummary(hashlib.sha256(data).hexdigest(), pixels, pixels.number_of_frames)
+    summary = PixelSummary(hashlib.sha256(data).hexdigest(), pixels, pixels.number_of_frames, "5e" * 32)
     return source, derive_instance(source, summary, PROVENANCE), data
 
 
@@ -60,7 +61,14 @@ def test_a_good_object_has_no_problems(good):
 
 def test_recorded_digests(good):
     _, derived, data = good
-    assert recorded_digests(derived) == {"recipe": "ab" * 32, "pixels": hashlib.sha256(data).hexdigest()}
+    assert recorded_digests(derived) == {
+        "rule": "2",
+        "recipe": "ab" * 32,
+        "pixels": hashlib.sha256(data).hexdigest(),
+        "source": "5e" * 32,
+        "header": header_digest(derived),
+        "object": object_digest(derived),
+    }
     assert recorded_digests(Dataset()) == {}
 
 
@@ -242,7 +250,12 @@ def test_an_altered_header_is_found(written):
     source, target, _ = written
     target.write_bytes(target.read_bytes().replace(b"P-1 ", b"P-9 "))
     uid = str(read_instance(source).SOPInstanceUID)
-    assert check_file(target, {uid: source}) == ["PatientID: differs from the source"]
+    altered = [
+        "ContributionDescription: what the header takes over is not what was recorded",
+        "ContributionDescription: the object says something else than what was recorded",
+    ]
+    assert check_file(target) == altered
+    assert check_file(target, {uid: source}) == [*altered, "PatientID: differs from the source"]
 
 
 def test_files_that_are_not_ours_and_sources_that_are_missing(written):

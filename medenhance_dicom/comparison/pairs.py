@@ -18,6 +18,7 @@ from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, UnreadableInstanceError
 from medenhance_dicom.gate import LEVEL, Thresholds
 from medenhance_dicom.guides import read_picture
+from medenhance_dicom.identity import recorded_digests
 from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.part10 import Located, find_instances, looks_like_dicom, read_instance
 from medenhance_dicom.prepare import default_thresholds, region_of, thresholds_of, weights_thresholds
@@ -27,7 +28,7 @@ from medenhance_dicom.selection import Settings, choose_recipes, read_members, r
 from medenhance_dicom.series import Member, Series
 from medenhance_dicom.sop_classes import OPT_INS
 from medenhance_dicom.unit_frames import SeriesIntensity
-from medenhance_dicom.verify import recorded_digests, source_uid
+from medenhance_dicom.verify import source_uid
 
 if TYPE_CHECKING:
     from pydicom import Dataset
