@@ -139,7 +139,7 @@ def derived(folder, *, minute=0, value=7, engine="torch", **attributes):
     data = bytes([value]) * (16 * 16 * pixels.samples)
     made = datetime(2026, 11, 22, 12, minute, tzinfo=UTC)
     provenance = Provenance(recipe="test", recipe_digest="ab" * 32, method="clahe", made=made, engine=engine)
-    summary = PixelSummary(hashlib.sha256(data).hexdigest(), pixels, pixels.number_of_frames)
+    summary = PixelSummary(hashlib.sha256(data).hexdigest(), pixels, pixels.number_of_frames, "5e" * 32)
     (folder / "pixels").write_bytes(data)
     path = folder / f"{minute}-{value}-{engine}.dcm"
     write_instance(derive_instance(source, summary, provenance), folder / "pixels", path)

@@ -11,9 +11,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from medenhance_dicom.attributes import IDENTITY
 from medenhance_dicom.errors import InputError
+from medenhance_dicom.identity import recorded_digests
 from medenhance_dicom.part10 import looks_like_dicom, read_instance
 from medenhance_dicom.sop_classes import is_own_derived
-from medenhance_dicom.verify import pixel_digest, recorded_digests
+from medenhance_dicom.verify import pixel_digest
 
 _BLOCK = 1 << 20
 _OF_THE_MAKING = (
