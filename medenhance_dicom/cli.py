@@ -34,6 +34,8 @@ from medenhance_dicom.node.console import progress_bar
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from medenhance_dicom.manifest import Manifest
+    from medenhance_dicom.recipe import Recipe
     from medenhance_dicom.report import Outcome
     from medenhance_dicom.selection import Settings
 
@@ -388,15 +390,12 @@ def recipes_show(name: str, json: Json = False) -> None:
 
 @recipes_app.command("verify")
 def recipes_verify(json: Json = False) -> None:
-    """Load every recipe and check that the weights it names are there."""
+    """Load every recipe and check that the weights it names are there, and for all that it is for."""
     from medenhance_dicom.manifest import load_manifest
     from medenhance_dicom.recipe import load_recipes
 
     manifest = load_manifest()
-    results = []
-    for r in load_recipes():
-        missing = r.enhancer.weights if r.enhancer.weights and r.enhancer.weights not in manifest.weights else None
-        results.append({"recipe": r.name, "problem": f"weights {missing} are not in the manifest" if missing else None})
+    results = [{"recipe": r.name, "problem": _problem(r, manifest)} for r in load_recipes()]
     if json:
         _print_json(results)
     else:
@@ -404,6 +403,18 @@ def recipes_verify(json: Json = False) -> None:
             print(f"{result['recipe']:28} {result['problem'] or 'ok'}")
     if any(result["problem"] for result in results):
         raise typer.Exit(8)
+
+
+def _problem(recipe: Recipe, manifest: Manifest) -> str | None:
+    key = recipe.enhancer.weights
+    if key is None:
+        return None
+    if key not in manifest.weights:
+        return f"weights {key} are not in the manifest"
+    wider = [
+        k for k, values in manifest.weights[key].match.items() if not set(recipe.match.get(k, [""])) <= set(values)
+    ]
+    return f"weights {key} are not for all of its {', '.join(wider)}" if wider else None
 
 
 def _recipe(name: str) -> Any:
@@ -441,6 +452,9 @@ def models_show(key: str, json: Json = False) -> None:
         return
     card = manifest.root / "cards" / f"{key}.md"
     print(card.read_text() if card.is_file() else manifest.weights[key])
+    print("Only for")
+    for keyword, values in manifest.weights[key].match.items():
+        print(f"  {keyword:26} {', '.join(map(str, values))}")
 
 
 @models_app.command("verify")

@@ -25,7 +25,7 @@ from medenhance_dicom.comparison.maps import shown_map
 from medenhance_dicom.comparison.panels import Picture, panels, save
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.derive import PixelSummary, derive_instance
-from medenhance_dicom.errors import DerivationError, InputError, OutputError, RecipeError, UnsupportedInstanceError
+from medenhance_dicom.errors import DerivationError, InputError, OutputError, UnsupportedInstanceError
 from medenhance_dicom.gate import FrameScores, examine, verdict_of
 from medenhance_dicom.gate.blend import Blended, blend
 from medenhance_dicom.guides import Guide
@@ -34,7 +34,7 @@ from medenhance_dicom.part10 import write_document, write_instance
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe, runtime
 from medenhance_dicom.recipe import Recipe
 from medenhance_dicom.report import Outcome
-from medenhance_dicom.selection import Settings, choose_recipes, guide_for, outcome_of, read_members, recipes_of
+from medenhance_dicom.selection import Settings, choose_methods, outcome_of, read_members, recipes_of
 from medenhance_dicom.series import Member, Series
 from medenhance_dicom.structured_report import structured_report
 from medenhance_dicom.unit_frames import SeriesIntensity, UnitFrame, unit_frames
@@ -70,7 +70,7 @@ class Enhancement:
         Raises:
             InputError: A path does not exist.
             ModelError: Weights or a guide that a recipe needs are missing or altered.
-            RecipeError: A guide is named, and no recipe chosen for a series takes one.
+            RecipeError: A guide or weights are named, and no recipe chosen for a series takes any.
             OutputError: The output folder is not writable or full.
         """
         settings = self.settings
@@ -80,15 +80,11 @@ class Enhancement:
             found = read_members(paths, scratch, decoder, settings, self.recipes)
             jobs: list[tuple[Series, Recipe, Guide | None]] = []
             done = 0
-            for item in choose_recipes(found, self.recipes, settings):
+            for item in choose_methods(found, self.recipes, settings, self.manifest):
                 if isinstance(item, Outcome):
                     yield item
                 else:
-                    series, recipe = item
-                    jobs.append((series, recipe, guide_for(recipe, series, settings, self.manifest)))
-            if settings.guide and jobs and not any(guide for _, _, guide in jobs):
-                names = ", ".join(sorted({recipe.name for _, recipe, _ in jobs}))
-                raise RecipeError(f"--guide {settings.guide}: no recipe chosen here takes a guide ({names})")
+                    jobs.append(item)
             total = sum(len(series.members) for series, _, _ in jobs)
             for series, recipe, guide in jobs:
                 for outcome in self._enhance_series(series, self._prepare(recipe, guide), decoder, scratch):

@@ -64,7 +64,8 @@ def read_pictures(paths: Iterable[Path], settings: Settings) -> Iterator[Picture
     others = [path for path in paths if path.is_dir() or path.suffix.lower() not in PICTURE_SUFFIXES]
     recipes = recipes_of(settings)
     with tempfile.TemporaryDirectory(prefix="medenhance-") as folder, Decoder(limits=settings.limits) as decoder:
-        for item in choose_recipes(read_members(others, Path(folder), decoder, settings, recipes), recipes, settings):
+        found = read_members(others, Path(folder), decoder, settings, recipes)
+        for item in choose_recipes(found, recipes, settings, load_manifest()):
             if isinstance(item, Outcome):
                 if Path(item.source).suffix.lower() not in PICTURE_SUFFIXES:
                     yield item

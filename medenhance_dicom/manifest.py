@@ -8,9 +8,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medenhance_dicom.errors import ModelError
+from medenhance_dicom.matching import Match
 from medenhance_dicom.tables import checked, read_table
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ __all__ = [
 ENVIRONMENT = "MEDENHANCE_MODELS"
 FILE_NAME = "manifest.toml"
 GUIDED_NETWORK = "hqgnet"
+KINDS = ("Modality", "SOPClassUID", "PhotometricInterpretation")
+"""By which weights say what they are for."""
 
 
 class _Entry(BaseModel):
@@ -142,6 +145,8 @@ class WeightsEntry(_Entry):
     """The network's keyword arguments."""
     guide_encoder: GuideEncoderEntry | None = None
     """For network "hqgnet" alone."""
+    match: Match
+    """The only pictures that they are for: values of Modality, SOPClassUID and PhotometricInterpretation."""
     input: InputContract
     gate: GateEntry
     device_uid: str = Field(pattern=r"^[0-9.]{1,64}$")
@@ -152,6 +157,13 @@ class WeightsEntry(_Entry):
     research_only: bool
     """True where the licence of the data or the state of validation forbids clinical use."""
     summary: str = ""
+
+    @field_validator("match")
+    @classmethod
+    def _check_match(cls, match: Match) -> Match:
+        if set(match) != set(KINDS):
+            raise ValueError(f"wanted {', '.join(KINDS)}, and nothing else")
+        return match
 
     @model_validator(mode="after")
     def _check_guide_encoder(self) -> WeightsEntry:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medenhance_dicom.errors import RecipeError
+from medenhance_dicom.matching import Fact, Match, misfits
 from medenhance_dicom.tables import checked, read_table
 
-Fact: TypeAlias = str | int | float | Sequence[str | int | float] | None
 Parameter: TypeAlias = bool | int | float | str | tuple[float, ...]
-
-_KEYWORD = re.compile(r"[A-Z][A-Za-z0-9]*")
 
 
 class _Part(BaseModel):
@@ -128,24 +125,14 @@ class Recipe(_Part):
     """Raised with every change of the recipe's meaning."""
     priority: int = 0
     """Of two recipes that fit, the higher one is taken."""
-    match: Annotated[dict[str, tuple[str | int, ...]], Field(min_length=1)]
-    """DICOM keyword -> values; every keyword has to fit, by any of its values."""
+    match: Match
+    """What it is for. The identity recipe, which changes nothing, may be named for everything else too."""
     intensity: IntensityRecipe = IntensityRecipe()
     mask: MaskRecipe = MaskRecipe()
     enhancer: EnhancerRecipe
     resolution: ResolutionRecipe = ResolutionRecipe()
     gate: GateRecipe = GateRecipe()
     derived: DerivedRecipe = DerivedRecipe()
-
-    @field_validator("match")
-    @classmethod
-    def _keywords(cls, match: dict[str, tuple[str | int, ...]]) -> dict[str, tuple[str | int, ...]]:
-        for keyword, values in match.items():
-            if not _KEYWORD.fullmatch(keyword):
-                raise ValueError(f"{keyword!r} is no DICOM keyword")
-            if not values:
-                raise ValueError(f"{keyword} has no value, so nothing could match")
-        return match
 
     @property
     def digest(self) -> str:
@@ -155,7 +142,7 @@ class Recipe(_Part):
 
     def fits(self, facts: Mapping[str, Fact]) -> bool:
         """Whether every keyword of `match` fits. A multi-valued fact (Image Type) fits by any of its values."""
-        return all(_values(facts.get(keyword)) & _values(allowed) for keyword, allowed in self.match.items())
+        return not misfits(self.match, facts)
 
 
 def pipelines_folder() -> Path:
@@ -207,12 +194,3 @@ def match_recipe(facts: Mapping[str, Fact], recipes: Iterable[Recipe]) -> Recipe
     if not fitting:
         raise RecipeError("no recipe fits this Modality, SOP class and photometric interpretation")
     return min(fitting, key=lambda recipe: (-recipe.priority, -len(recipe.match), recipe.name))
-
-
-def _values(fact: Fact) -> frozenset[str]:
-    """The values of a fact as text, so that 1, "1" and " 1" are the same."""
-    if fact is None:
-        return frozenset()
-    if isinstance(fact, str | int | float):
-        return frozenset({str(fact).strip()})
-    return frozenset(str(value).strip() for value in fact)

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydicom.datadict import dictionary_description, dictionary_has_tag
+from pydicom.uid import UID
+
 from medenhance_dicom import frames
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, RecipeError, UnreadableInstanceError, UnsupportedInstanceError
 from medenhance_dicom.guides import Guide, choose_guide
-from medenhance_dicom.manifest import Manifest, load_manifest
+from medenhance_dicom.manifest import KINDS, Manifest, load_manifest
+from medenhance_dicom.matching import misfits
 from medenhance_dicom.part10 import Limits, find_instances, looks_like_dicom, read_instance
 from medenhance_dicom.recipe import Recipe, load_recipes, match_recipe
 from medenhance_dicom.report import UNREADABLE, Outcome, Result
@@ -94,31 +98,105 @@ def read_members(
 
 
 def choose_recipes(
-    found: Iterable[Member | Outcome], recipes: list[Recipe], settings: Settings
+    found: Iterable[Member | Outcome], recipes: list[Recipe], settings: Settings, manifest: Manifest
 ) -> Iterator[tuple[Series, Recipe] | Outcome]:
-    """Group into series and give each its recipe; Outcomes pass through."""
+    """Group into series and give each its recipe; what recipe or weights are not for, and Outcomes, pass through.
+
+    Raises:
+        RecipeError: Weights are named, and no recipe chosen for a series takes any.
+    """
     members: list[Member] = []
     for item in found:
         if isinstance(item, Outcome):
             yield item
         else:
             members.append(item)
+    chosen: list[tuple[Series, Recipe]] = []
+    takes_weights = False
     for series in group_series(members):
+        facts = facts_of(series.members[0].instance)
         try:
-            named = settings.recipe != "auto"
-            recipe = recipes[0] if named else match_recipe(facts_of(series.members[0].instance), recipes)
+            recipe = recipes[0] if settings.recipe != "auto" else match_recipe(facts, recipes)
         except RecipeError as error:
             for member in series.members:
                 yield outcome_of(member, "skipped", f"NO_RECIPE: {error}")
+            continue
+        takes_weights = takes_weights or recipe.enhancer.method == "network"
+        if reason := wrong_kind(recipe, facts, manifest):
+            for member in series.members:
+                yield outcome_of(member, "skipped", reason, recipe=recipe.name, weights=recipe.enhancer.weights)
         else:
-            yield series, recipe
+            chosen.append((series, recipe))
+    if settings.weights and chosen and not takes_weights:
+        names = ", ".join(sorted({recipe.name for _, recipe in chosen}))
+        raise RecipeError(f"--weights {settings.weights}: no recipe chosen here takes weights ({names})")
+    yield from chosen
+
+
+def choose_methods(
+    found: Iterable[Member | Outcome], recipes: list[Recipe], settings: Settings, manifest: Manifest
+) -> Iterator[tuple[Series, Recipe, Guide | None] | Outcome]:
+    """As `choose_recipes`, with the stored guide that leads the network of each series.
+
+    Raises:
+        RecipeError: A guide or weights are named, and no recipe chosen for a series takes any.
+        ModelError: Weights or a guide that a recipe needs are missing or altered.
+    """
+    chosen: list[tuple[Series, Recipe, Guide | None]] = []
+    for item in choose_recipes(found, recipes, settings, manifest):
+        if isinstance(item, Outcome):
+            yield item
+        else:
+            series, recipe = item
+            chosen.append((series, recipe, guide_for(recipe, series, settings, manifest)))
+    if settings.guide and chosen and not any(guide for _, _, guide in chosen):
+        names = ", ".join(sorted({recipe.name for _, recipe, _ in chosen}))
+        raise RecipeError(f"--guide {settings.guide}: no recipe chosen here takes a guide ({names})")
+    yield from chosen
+
+
+def wrong_kind(recipe: Recipe, facts: dict[str, Any], manifest: Manifest) -> str | None:
+    """Why a recipe, or the weights that it names, is not for a picture; None where it is.
+
+    Args:
+        recipe: Any; identity, which changes nothing, is for everything.
+        facts: As `facts_of` gives them.
+        manifest: Weights that it lacks are not judged.
+    """
+    if recipe.enhancer.method == "identity":
+        return None
+    if not_for := misfits(recipe.match, facts):
+        return _wrong_kind(f"recipe {recipe.name} is", not_for, facts)
+    return weights_wrong_kind(recipe.enhancer.weights, facts, manifest)
+
+
+def weights_wrong_kind(key: str | None, facts: dict[str, Any], manifest: Manifest) -> str | None:
+    """Why weights are not for a picture; see `wrong_kind`."""
+    entry = manifest.weights.get(key or "")
+    not_for = misfits(entry.match, facts) if entry else []
+    return _wrong_kind(f"weights {key} are", not_for, facts) if not_for else None
+
+
+def _wrong_kind(what: str, keywords: list[str], facts: dict[str, Any]) -> str:
+    return f"WRONG_KIND: {what} not for {', '.join(_said(keyword, facts.get(keyword)) for keyword in keywords)}"
+
+
+def _said(keyword: str, fact: Any) -> str:
+    """An attribute in words, with its value where that can only be a defined term or a UID (PS3.5 section 6.2)."""
+    name = dictionary_description(keyword) if dictionary_has_tag(keyword) else keyword
+    if not fact:
+        return f"a missing {name}"
+    if keyword == "SOPClassUID":
+        return f"{name} {UID(str(fact)).name}" if _UID.fullmatch(str(fact)) else f"this {name}"
+    return f"{name} {fact}" if keyword in KINDS and _TERM.fullmatch(str(fact)) else f"this {name}"
 
 
 def recipes_of(settings: Settings) -> list[Recipe]:
     """The recipes that may be chosen: all, or the one that is named.
 
     Raises:
-        RecipeError: No recipe of that name.
+        RecipeError: No recipe of that name, or weights are named and it takes none.
+        ModelError: No weights of that name.
     """
     recipes = list(load_recipes())
     if settings.recipe != "auto":
@@ -126,6 +204,9 @@ def recipes_of(settings: Settings) -> list[Recipe]:
         if not recipes:
             raise RecipeError(f"no recipe {settings.recipe!r}; see `medenhance-dicom recipes list`")
     if settings.weights:
+        load_manifest().entry(settings.weights)
+        if all(r.enhancer.method != "network" for r in recipes):
+            raise RecipeError(f"--weights {settings.weights}: recipe {settings.recipe} takes no weights")
         recipes = [
             r.model_copy(update={"enhancer": r.enhancer.model_copy(update={"weights": settings.weights})})
             if r.enhancer.method == "network"
@@ -158,6 +239,7 @@ def facts_of(instance: Dataset) -> dict[str, Any]:
 
 # Registered roots only (ITU-T X.660: 0.0.1-26, 0.1-0.5, 0.9, 1.0-1.3, 2.*) and no leading zeros: what we write must be
 # valid.
+_TERM = re.compile(r"[A-Z0-9_ ]{1,16}")  # CS
 _UID = re.compile(r"(0\.0\.([1-9]|1[0-9]|2[0-6])|0\.[1-59]|1\.[0-3]|2\.(0|[1-9][0-9]*))(\.(0|[1-9][0-9]*))+")
 
 
@@ -188,19 +270,21 @@ def plan(paths: Iterable[Path], settings: Settings) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: A path does not exist.
         ModelError: Weights or a guide that a recipe needs are missing or altered.
+        RecipeError: A recipe, guide or weights are named that are not there, or that nothing here takes.
     """
     recipes, manifest = recipes_of(settings), load_manifest()
     with tempfile.TemporaryDirectory(prefix="medenhance-") as scratch, Decoder(limits=settings.limits) as decoder:
-        for item in choose_recipes(read_members(paths, Path(scratch), decoder, settings, recipes), recipes, settings):
+        found = read_members(paths, Path(scratch), decoder, settings, recipes)
+        for item in choose_methods(found, recipes, settings, manifest):
             if isinstance(item, Outcome):
                 yield {
-                    "result": item.result, "instances": 1, "modality": None, "size": None, "recipe": None,
-                    "weights": None, "guide": None,
+                    "result": item.result, "instances": 1, "modality": None, "size": None, "recipe": item.recipe,
+                    "weights": item.weights, "guide": None,
                     "source": item.source, "reason": item.reason,
                 }  # fmt: skip
                 continue
-            series, recipe = item
-            first, guide = series.members[0].instance, guide_for(recipe, series, settings, manifest)
+            series, recipe, guide = item
+            first = series.members[0].instance
             yield {
                 "result": "enhanced",
                 "instances": len(series.members),

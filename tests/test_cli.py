@@ -192,8 +192,17 @@ def test_an_output_that_cannot_be_written_is_exit_7(samples, tmp_path):
     run("enhance", samples / "study" / "us-abdomen.dcm", "-o", tmp_path / "file", code=7)
 
 
-def test_missing_weights_are_exit_8(samples, tmp_path):
-    run("enhance", samples / "study" / "op-fundus.dcm", "-o", tmp_path, "--weights", "none-such", code=8)
+def test_missing_weights_are_exit_8_and_those_that_nothing_takes_exit_2(samples, tmp_path):
+    from medenhance_dicom.cli import _exit_code_of
+
+    runner, words = CliRunner(), ["enhance", str(samples / "study" / "us-abdomen.dcm"), "-o", str(tmp_path)]
+    for more, code in (["none-such"], 8), (["none-such", "--recipe", "us-clahe"], 8), (["stillgan-fundus-2"], 2):
+        assert _exit_code_of(runner.invoke(app, [*words, "--weights", *more]).exception) == code
+
+
+def test_a_card_tells_what_weights_are_for():
+    said = CliRunner().invoke(app, ["models", "show", "stillgan-cornea-1"]).stdout
+    assert "PhotometricInterpretation  MONOCHROME1, MONOCHROME2" in said
 
 
 def test_a_guide_that_no_recipe_takes_is_exit_2(samples, tmp_path):

@@ -49,7 +49,7 @@ from medenhance_dicom.networks import build_network
 from medenhance_dicom.prepare import prepare_recipe
 from medenhance_dicom.provenance import Provenance
 from medenhance_dicom.recipe import Recipe
-from medenhance_dicom.selection import Settings
+from medenhance_dicom.selection import Settings, plan
 from medenhance_dicom.verify import assert_derived, verify_files
 from tests import synthetic
 
@@ -91,6 +91,7 @@ config = {{ {", ".join(f"{k} = {json.dumps(v)}" for k, v in config.items())} }}
 input = {{ channels = 3, multiple_of = 16, working_size = 64 }}
 gate = {{ minimum = 0.8, warn_below = 0.9 }}
 device_uid = "2.25.1"
+match = {{ Modality = ["OP"], SOPClassUID = ["1.2.840.10008.5.1.4.1.1.77.1.5.1"], PhotometricInterpretation = ["RGB"] }}
 licence = "CC0-1.0"
 research_only = true
 
@@ -540,8 +541,9 @@ def test_a_named_guide_that_nothing_can_use_is_a_usage_error(models, tmp_path, f
     encode("a", 0, models)
     ultrasound = synthetic.make_file(tmp_path / "us.dcm", "US", rows=48, columns=64)
     with pytest.raises(RecipeError, match=r"--guide a: no recipe chosen here takes a guide \(us-clahe\)"):
+        list(plan([ultrasound], Settings(guide="a")))
+    with pytest.raises(RecipeError, match=r"--weights tiny: no recipe chosen here takes weights \(us-clahe\)"):
         enhance(ultrasound, tmp_path / "out", guide="a")
-    assert [o.guide for o in enhance(ultrasound, tmp_path / "out")] == [None]
     both = list(Enhancement(
         Settings(output=tmp_path / "out", weights="tiny", guide="a", device="cpu", engine="torch", gate="off"), now=NOON
     ).outcomes([ultrasound, fundus]))  # fmt: skip

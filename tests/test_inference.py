@@ -326,6 +326,7 @@ config = {{ channels = 1, width = 2, head = "gain" }}
 input = {{ channels = 1, multiple_of = 128, working_size = 256 }}
 gate = {{ minimum = 0.8, warn_below = 0.9 }}
 device_uid = "2.25.1"
+match = {{ Modality = ["OP"], SOPClassUID = ["1.2.840.10008.5.1.4.1.1.77.1.5.1"], PhotometricInterpretation = ["RGB"] }}
 licence = "none"
 research_only = true
 """)
@@ -366,6 +367,7 @@ config = {{ channels = 3, width = 4, norm = "instance", head = "gain" }}
 input = {{ channels = 3, multiple_of = 16, working_size = 256 }}
 gate = {{ minimum = 0.8, warn_below = 0.9 }}
 device_uid = "2.25.1"
+match = {{ Modality = ["OP"], SOPClassUID = ["1.2.840.10008.5.1.4.1.1.77.1.5.1"], PhotometricInterpretation = ["RGB"] }}
 licence = "none"
 research_only = true
 """)

@@ -36,6 +36,7 @@ def write_models(folder, *, tensors=None, content=None, **changes):
         "network": '"stillgan"',
         "config": "{ channels = 1, width = 2 }",
         "input": "{ channels = 1, range = [-1.0, 1.0], multiple_of = 128, working_size = 384 }",
+        "match": '{ Modality = ["OP"], SOPClassUID = ["1.2.3"], PhotometricInterpretation = ["RGB"] }',
         "gate": "{ minimum = 0.85, warn_below = 0.9 }",
         "device_uid": '"2.25.1234"',
         "trained": '{ recipe = "train/tiny", seed = 1 }',
@@ -52,6 +53,7 @@ def test_an_entry_is_read_with_its_contract(tmp_path):
     assert (entry.input.channels, entry.input.multiple_of, entry.input.working_size) == (1, 128, 384)
     assert (entry.gate.minimum, entry.gate.warn_below) == (0.85, 0.9)
     assert entry.research_only
+    assert entry.match == {"Modality": ("OP",), "SOPClassUID": ("1.2.3",), "PhotometricInterpretation": ("RGB",)}
     assert entry.trained == {"recipe": "train/tiny", "seed": 1}
 
 
@@ -82,6 +84,9 @@ def test_the_folder_can_be_named_by_the_environment(tmp_path, monkeypatch):
         ({"gate": "{ minimum = 0.95, warn_below = 0.9 }"}, "warn_below is below minimum"),
         ({"input": "{ channels = 2 }"}, r"weights\.tiny\.input\.channels"),
         ({"input": "{ channels = 1, range = [0.0, 1.0] }"}, r"\[-1, 1\]"),
+        ({"match": None}, r"weights\.tiny\.match: Field required"),
+        ({"match": '{ Modality = ["OP"] }'}, r"weights\.tiny\.match: .*wanted Modality, SOPClassUID, Photometric"),
+        ({"match": '{ Modality = [], SOPClassUID = ["1.2"], PhotometricInterpretation = ["RGB"] }'}, "no value"),
         ({"sha256": '"abc"'}, r"weights\.tiny\.sha256"),
         ({"device_uid": '"2.25.x"'}, r"weights\.tiny\.device_uid"),
         ({"licence": None}, r"weights\.tiny\.licence: Field required"),

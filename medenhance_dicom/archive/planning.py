@@ -259,7 +259,7 @@ class _Judge:
             if not paths:
                 return (reasons or ["MISSING: it did not come"])[0]
             found = read_members(paths, self._scratch, self._decoder, self._settings, self._recipes)
-            for item in choose_recipes(found, self._recipes, self._settings):
+            for item in choose_recipes(found, self._recipes, self._settings, self._manifest):
                 if isinstance(item, Outcome):
                     return item.reason or "UNKNOWN: no reason was given"
                 return self._method(*item)

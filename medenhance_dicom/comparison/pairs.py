@@ -24,7 +24,14 @@ from medenhance_dicom.part10 import Located, find_instances, looks_like_dicom, r
 from medenhance_dicom.prepare import default_thresholds, region_of, thresholds_of, weights_thresholds
 from medenhance_dicom.recipe import Recipe, load_recipes
 from medenhance_dicom.report import Outcome
-from medenhance_dicom.selection import Settings, choose_recipes, read_members, recipes_of
+from medenhance_dicom.selection import (
+    Settings,
+    choose_recipes,
+    facts_of,
+    read_members,
+    recipes_of,
+    weights_wrong_kind,
+)
 from medenhance_dicom.series import Member, Series
 from medenhance_dicom.sop_classes import OPT_INS
 from medenhance_dicom.unit_frames import SeriesIntensity
@@ -86,9 +93,9 @@ class Pairs:
         self._sources: dict[str, _Source] = {}
         self._refused: dict[str, str] = {}
         named = [x.path for x in located if looks_like_dicom(x.path)]
-        for item in choose_recipes(
-            read_members(named, scratch, decoder, settings, self._recipes), self._recipes, settings
-        ):
+        found = read_members(named, scratch, decoder, settings, self._recipes)
+        self._manifest = load_manifest()
+        for item in choose_recipes(found, self._recipes, settings, self._manifest):
             if isinstance(item, Outcome):
                 self._refused[item.sop_instance_uid or ""] = item.reason or ""
                 continue
@@ -128,6 +135,9 @@ class Pairs:
             refused = self._refused.get(uid)
             problem = refused or "NO_SOURCE: the instance that it was made of is not among the sources"
             return Pair(None, located.name, default_thresholds(), LEVEL, _described(derived, None), problem), iter(())
+        if wrong := weights_wrong_kind(self.settings.weights, facts_of(source.member.instance), self._manifest):
+            said = source.member.located.name, located.name, default_thresholds(), LEVEL, _described(derived, None)
+            return Pair(*said, wrong), iter(())
         recorded = recorded_digests(derived)
         recipe = self._recipe_of(recorded.get("recipe"), source.recipe)
         thresholds = thresholds_of(recipe)

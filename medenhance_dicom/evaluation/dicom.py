@@ -13,6 +13,7 @@ from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.evaluation.pictures import Case, Mask, Unit, complete, settings
 from medenhance_dicom.evaluation.recipe import Data
 from medenhance_dicom.frames import pixel_format
+from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.part10 import read_instance
 from medenhance_dicom.recipe import Recipe
 from medenhance_dicom.report import Outcome
@@ -43,7 +44,8 @@ def dicom_entries(
     entries: list[DicomPicture] = []
     left_out: list[dict[str, str]] = []
     seen: set[str] = set()
-    for item in choose_recipes(read_members([path], scratch, decoder, run, recipes), recipes, run):
+    found = read_members([path], scratch, decoder, run, recipes)
+    for item in choose_recipes(found, recipes, run, load_manifest()):
         if isinstance(item, Outcome):
             left_out.append({"name": item.sop_instance_uid or Path(item.source).name, "reason": item.reason or ""})
             continue
