@@ -212,11 +212,15 @@ def test_what_is_there_damaged_is_replaced(tmp_path, stored, damage, minute):
     assert [found for found in (tmp_path / "out").rglob("*") if found.is_file()] == [there]
 
 
-@pytest.mark.parametrize("end", [None, -9], ids=["whole", "cut"])
 @pytest.mark.parametrize("keyword", ["PatientName", "PatientID", "AccessionNumber"])
-def test_another_patients_object_is_not_replaced(tmp_path, stored, keyword, end):
-    path, there = stored
-    other = derived(tmp_path, minute=5, **{keyword: "Test^Two"}).read_bytes()
+@pytest.mark.parametrize(
+    ("value", "end"), [("Test^Two", None), ("Test^Two", -9), ("", None)], ids=["", "cut", "emptied"]
+)
+def test_another_patients_object_is_not_replaced(tmp_path, keyword, value, end):
+    path = derived(tmp_path, AccessionNumber="1")
+    store_in_folder([path], to(tmp_path / "out"))
+    (there,) = (tmp_path / "out").rglob("*.dcm")
+    other = derived(tmp_path, minute=5, **{"AccessionNumber": "1", keyword: value}).read_bytes()
     there.write_bytes(other[:end])
     before = there.read_bytes()
     (failed,) = store_in_folder([path], to(tmp_path / "out")).failed

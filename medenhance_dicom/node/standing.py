@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,24 +10,12 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from medenhance_dicom.attributes import IDENTITY
 from medenhance_dicom.errors import InputError
-from medenhance_dicom.identity import recorded_digests
+from medenhance_dicom.identity import header_digest, object_digest, recorded_digests
 from medenhance_dicom.part10 import looks_like_dicom, read_instance
 from medenhance_dicom.sop_classes import is_own_derived
 from medenhance_dicom.verify import pixel_digest
 
 _BLOCK = 1 << 20
-_OF_THE_MAKING = (
-    "InstanceCreationDate",
-    "InstanceCreationTime",
-    "SeriesDate",
-    "SeriesTime",
-    "ContentDate",
-    "ContentTime",
-    "DerivationDescription",
-    "SoftwareVersions",
-    "ContributingEquipmentSequence",
-    "DerivationImageSequence",
-)  # when and by which version, engine and precision an object was made, and what came of it
 
 
 class Standing(NamedTuple):
@@ -79,14 +66,14 @@ def _of_ours(instance: Dataset, target: Path) -> Standing:
         return Standing(False)
     if "SOPInstanceUID" in there and not is_own_derived(there):
         return Standing(False, "another object of that name is there, which is not ours")
-    whole = _is_whole(target, there)
+    complete = _has_its_pixels(target, there)
     other = sorted(
         keyword for keyword in IDENTITY
-        if str(there.get(keyword) or "") != str(instance.get(keyword) or "") and (there.get(keyword) or whole)
+        if str(there.get(keyword) or "") != str(instance.get(keyword) or "") and (there.get(keyword) or complete)
     )  # fmt: skip
     if other:
         return Standing(False, f"another patient's or study's object of that name is there: {', '.join(other)}")
-    return Standing(whole and _taken_over(instance) == _taken_over(there))
+    return Standing(_is_whole(target, there) and header_digest(there) == header_digest(instance))
 
 
 def _bytes_of(path: Path, target: Path) -> tuple[bool, bool]:
@@ -105,8 +92,8 @@ def _says_something(path: Path) -> bool:
         return any(file.read(_BLOCK))
 
 
-def _is_whole(path: Path, instance: Dataset) -> bool:
-    """Whether a derived object of ours is as it was written: its encoding, its UIDs and its Pixel Data."""
+def _has_its_pixels(path: Path, instance: Dataset) -> bool:
+    """Whether a derived object of ours is encoded as it was, and has the Pixel Data whose digest it records."""
     meta = instance.file_meta
     named = (meta.get("TransferSyntaxUID"), meta.get("MediaStorageSOPInstanceUID"))
     if named != (ExplicitVRLittleEndian, instance.get("SOPInstanceUID")):
@@ -114,17 +101,7 @@ def _is_whole(path: Path, instance: Dataset) -> bool:
     return pixel_digest(path, instance) == recorded_digests(instance).get("pixels", "")
 
 
-def _taken_over(instance: Dataset) -> str:
-    """Everything but what is of the making, in words that two objects with the same have alike."""
-    return "\n".join(_lines(instance))
-
-
-def _lines(instance: Dataset) -> Iterator[str]:
-    for element in instance:
-        if element.keyword in _OF_THE_MAKING:
-            continue
-        if element.VR == "SQ":
-            for number, item in enumerate(element.value):
-                yield from (f"{element.tag}[{number}] {line}" for line in _lines(item))
-        else:
-            yield f"{element.tag} {element.VR} {element.value!r}"
+def _is_whole(path: Path, instance: Dataset) -> bool:
+    """Whether a derived object of ours is as it was written; one of rule 1 records no digest of its header."""
+    said = recorded_digests(instance).get("object")
+    return said in (None, object_digest(instance)) and _has_its_pixels(path, instance)
