@@ -25,7 +25,13 @@ from medenhance_dicom.comparison.maps import shown_map
 from medenhance_dicom.comparison.panels import Picture, panels, save
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.derive import PixelSummary, derive_instance
-from medenhance_dicom.errors import DerivationError, InputError, OutputError, UnsupportedInstanceError
+from medenhance_dicom.errors import (
+    DerivationError,
+    InputError,
+    OutputError,
+    TargetTakenError,
+    UnsupportedInstanceError,
+)
 from medenhance_dicom.gate import FrameScores, examine, verdict_of
 from medenhance_dicom.gate.blend import Blended, blend
 from medenhance_dicom.guides import Guide
@@ -37,6 +43,7 @@ from medenhance_dicom.report import Outcome
 from medenhance_dicom.selection import Settings, choose_methods, outcome_of, read_members, recipes_of
 from medenhance_dicom.series import Member, Series
 from medenhance_dicom.structured_report import structured_report
+from medenhance_dicom.targets import Standing, standing
 from medenhance_dicom.unit_frames import SeriesIntensity, UnitFrame, unit_frames
 from medenhance_dicom.verdicts import Blending, excess_of, in_words, settled, values_of
 from medenhance_dicom.verify import assert_derived
@@ -156,24 +163,36 @@ class Enhancement:
             if settings.structured_report:
                 document = structured_report(source, derived, verdict.lassim, verdict.outcome, values)
             target = self._target(derived)
-            if settings.overwrite or not target.exists():
-                _make_folder(target.parent)
-                write_instance(derived, result.path, target)
+            found = self._put(derived, lambda: write_instance(derived, result.path, target))
             if document is not None:
-                names["structured_report"] = str(self._target(document))
-                if settings.overwrite or not self._target(document).exists():
-                    _make_folder(self._target(document).parent)
-                    write_document(document, self._target(document))
+                report = self._target(document)
+                names["structured_report"] = str(report)
+                self._put(document, lambda: write_document(document, report))
             result.write_previews(target)
             result.seconds["write"] = round(time.monotonic() - started, 4)
+            reasons = [verdict.reason, "REWRITTEN: the file there was damaged" if found == "damaged" else None]
             return outcome_of(
-                member, verdict.outcome, verdict.reason, derived=str(target),
-                derived_sop_instance_uid=str(derived.SOPInstanceUID), seconds=result.seconds, **names,
+                member, verdict.outcome, "; ".join(filter(None, reasons)) or None, derived=str(target),
+                derived_sop_instance_uid=str(derived.SOPInstanceUID), repeated=found == "intact",
+                seconds=result.seconds, **names,
             )  # fmt: skip
+        except TargetTakenError as error:
+            return outcome_of(member, "failed", f"TARGET_TAKEN: {error}", seconds=result.seconds, **names)
         except (DerivationError, InputError, UnsupportedInstanceError) as error:
             return outcome_of(member, "failed", f"NOT_DERIVED: {error}", seconds=result.seconds, **names)
         finally:
             result.discard()
+
+    def _put(self, instance: Dataset, write: Callable[[], None]) -> Standing:
+        """Write an object where it is not yet, or where it is damaged or to be overwritten; what was there before."""
+        target = self._target(instance)
+        found: Standing = "absent" if self.settings.overwrite else standing(target, instance)
+        if found == "taken":
+            raise TargetTakenError(f"another object is where {target.name} is to be")
+        if found != "intact":
+            _make_folder(target.parent)
+            write()
+        return found
 
     def _target(self, instance: Dataset) -> Path:
         folder = self.settings.output / instance.StudyInstanceUID / instance.SeriesInstanceUID

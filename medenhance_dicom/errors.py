@@ -10,6 +10,7 @@ MedenhanceError
 ├── PeerError                  a DICOM peer or server refuses, fails or is not there (exit code 11)
 ├── ModelError                 weights or guide missing or altered (exit code 8)
 ├── OutputError                the output folder cannot be written (exit code 7)
+├── TargetTakenError           another object is where a derived one is to be (outcome `failed`)
 └── DerivationError            a derived object broke one of our own rules; nothing is written
 """
 
@@ -69,6 +70,10 @@ class ModelError(MedenhanceError):
 
 class OutputError(MedenhanceError):
     """The output folder is not writable or has too little room."""
+
+
+class TargetTakenError(MedenhanceError):
+    """Another object stands where a derived one is to be; it stays."""
 
 
 class DerivationError(MedenhanceError):

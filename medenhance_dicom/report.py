@@ -46,6 +46,10 @@ class Outcome:
     derived_sop_instance_uid: str | None = None
     structured_report: str | None = None
     """Path of the TID 1500 report on the derived instance."""
+    repeated: bool = False
+    """It was finished before: what stands at its target was verified, and nothing was written."""
+    replaces: str | None = None
+    """SOP Instance UID of the derived object that this one stands for now, since the source was corrected."""
     seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -16,20 +16,22 @@ import pytest
 import SimpleITK
 from pydicom import Dataset, dcmread
 
+from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.errors import UnreadableInstanceError
 from medenhance_dicom.identity import derived_instance_uid, recorded_digests
 from medenhance_dicom.selection import Settings, _require_uid, plan
 from medenhance_dicom.verify import verify_files
+from tests import synthetic
 
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 DCIODVFY = Path(sys.executable).parent / "dciodvfy"
 DCMJ2PNM = Path("/usr/bin/dcmj2pnm")
 
 
-def enhance(paths, output, **options):
+def enhance(paths, output, *, decoder=None, **options):
     settings = Settings(output=output, device="cpu", **options)
-    return list(Enhancement(settings, now=NOON).outcomes([Path(p) for p in paths]))
+    return list(Enhancement(settings, now=NOON).outcomes([Path(p) for p in paths], decoder=decoder))
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +140,98 @@ def test_running_twice_changes_nothing(run, tmp_path):
     assert [o.derived_sop_instance_uid for o in first] == [o.derived_sop_instance_uid for o in run[2]]
 
 
+@pytest.fixture
+def source(tmp_path):
+    return synthetic.make_file(tmp_path / "source.dcm", "CR", rows=32, columns=32)
+
+
+@pytest.fixture(scope="module")
+def run_again():
+    """Enhance one file with the identity recipe."""
+    with Decoder() as decoder:
+
+        def one(source, output, **options):
+            (outcome,) = enhance([source], output, recipe="identity", decoder=decoder, **options)
+            return outcome
+
+        yield one
+
+
+def test_what_is_there_is_verified_before_it_counts_as_done(run_again, source, tmp_path):
+    first = run_again(source, tmp_path / "out")
+    target, whole = Path(first.derived), Path(first.derived).read_bytes()
+    modified = target.stat().st_mtime_ns
+    again = run_again(source, tmp_path / "out")
+    assert (again.result, again.reason, again.repeated, again.derived) == ("enhanced", None, True, first.derived)
+    assert target.stat().st_mtime_ns == modified
+    assert not first.repeated
+    header = whole.index(b"P-1 ")
+    damages = {
+        "cut": whole[:100],
+        "empty": b"",
+        "zeros": bytes(len(whole)),
+        "half": whole[: len(whole) // 2],
+        "longer": whole + b"\0\0",
+        "pixel": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+        "patient": whole[:header] + b"P-9 " + whole[header + 4 :],
+        "time": whole.replace(b"20250102", b"20250103"),
+    }
+    for name, damaged in damages.items():
+        target.write_bytes(damaged)
+        again = run_again(source, tmp_path / "out")
+        said = (again.result, again.reason, again.repeated)
+        assert said == ("enhanced", "REWRITTEN: the file there was damaged", False), name
+        assert target.read_bytes() == whole, name
+
+
+def test_another_object_at_the_target_stays(run_again, source, tmp_path):
+    first = run_again(source, tmp_path / "out")
+    other = synthetic.make_file(tmp_path / "other.dcm", "CR", PatientID="P-2", SOPInstanceUID="1.2.3")
+    mine = run_again(other, tmp_path / "elsewhere")
+    for foreign in (other, Path(mine.derived)):
+        shutil.copy(foreign, first.derived)
+        again = run_again(source, tmp_path / "out")
+        assert (again.result, again.reason.split(":")[0], again.derived) == ("failed", "TARGET_TAKEN", None)
+        assert Path(first.derived).read_bytes() == foreign.read_bytes()
+    assert run_again(source, tmp_path / "out", overwrite=True).result == "enhanced"
+    assert dcmread(first.derived).PatientID == "P-1"
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes"),
+    [
+        ("CR", {"PatientID": "P-2", "PatientName": "Test^Two"}),
+        ("CR", {"AccessionNumber": "A2"}),
+        ("CR", {"WindowCenter": "1000"}),
+        ("OP8", {"ImageLaterality": "L"}),
+        ("OP8", {"AcquisitionDateTime": "20240203101113"}),
+        ("MR", {"PixelSpacing": ["0.6", "0.6"]}),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_corrected_source_never_gets_the_old_object(name, attributes, overwrite, run_again, tmp_path):
+    before = synthetic.make_file(tmp_path / "before.dcm", name, rows=32, columns=32)
+    after = synthetic.make_file(tmp_path / "after.dcm", name, rows=32, columns=32, **attributes)
+    first = run_again(before, tmp_path / "out", overwrite=overwrite)
+    second = run_again(after, tmp_path / "out", overwrite=overwrite)
+    assert (second.result, second.repeated) == ("enhanced", False)
+    assert first.derived_sop_instance_uid != second.derived_sop_instance_uid
+    old, new = dcmread(first.derived), dcmread(second.derived)
+    for keyword, value in attributes.items():
+        assert (
+            new[keyword].value == dcmread(after)[keyword].value == synthetic.dataset(**{keyword: value})[keyword].value
+        )
+        assert old[keyword].value == dcmread(before)[keyword].value
+
+
+def test_a_damaged_report_is_written_again(run_again, source, tmp_path):
+    first = run_again(source, tmp_path / "out", structured_report=True)
+    whole = Path(first.structured_report).read_bytes()
+    Path(first.structured_report).write_bytes(whole[:1000])
+    assert run_again(source, tmp_path / "out", structured_report=True).repeated
+    assert Path(first.structured_report).read_bytes() == whole
+
+
 def test_the_identity_recipe_gives_back_the_stored_pixels(samples, tmp_path):
     outcomes = enhance([samples / "study"], tmp_path, recipe="identity", allow=frozenset({"CT"}))
     assert [o.result for o in outcomes] == ["enhanced"] * 7
@@ -189,8 +283,6 @@ def test_kill_9_leaves_no_half_file(samples, tmp_path):
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_frames(tmp_path):
-    from tests import synthetic
-
     script = (
         "import sys\n"
         "from medenhance_dicom.cli import app\n"

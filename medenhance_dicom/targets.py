@@ -1,0 +1,63 @@
+"""What stands at the place where a derived object is to be: nothing counts as done that was not read whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from medenhance_dicom.errors import InputError, OutputError
+from medenhance_dicom.part10 import read_instance
+from medenhance_dicom.sop_classes import is_own_derived
+from medenhance_dicom.verify import assert_derived, check_report, pixel_digest
+
+Standing = Literal["absent", "intact", "damaged", "taken"]
+"""Nothing there; the object, whole; a cut, altered or unreadable file; another object, which must stay."""
+
+
+def standing(target: Path, derived: Dataset) -> Standing:
+    """Hold what is at a place against the object that is to be there.
+
+    An intact one may have been made at another time, by another engine or version of ours: its UID says that source,
+    header and method are the same. It is there first, so it stays.
+
+    Args:
+        target: The place.
+        derived: The header of the object that is to be there: a derived image or a structured report of ours.
+
+    Raises:
+        OutputError: The place cannot be looked at.
+    """
+    try:
+        if not target.exists():
+            return "absent"
+        there = read_instance(target)
+    except InputError:
+        return "damaged"
+    except OSError as error:
+        raise OutputError(f"{target}: {error.strerror}") from error
+    if not is_own_derived(there):
+        return "taken"
+    whole = check_report(there) == [] if "ContentSequence" in there else is_whole(target, there)
+    if not whole or not _encoded_as_ours(there):
+        return "damaged"
+    return "intact" if there.SOPInstanceUID == derived.SOPInstanceUID else "taken"
+
+
+def is_whole(path: Path, derived: Dataset) -> bool:
+    """Whether a file of ours is as it was written: its header and Pixel Data agree with its UID and digests.
+
+    Args:
+        path: The file.
+        derived: Its header.
+    """
+    digest = pixel_digest(path, derived)
+    return digest is not None and not assert_derived(derived, pixel_digest=digest)
+
+
+def _encoded_as_ours(instance: Dataset) -> bool:
+    meta = instance.file_meta
+    named = (meta.get("TransferSyntaxUID"), meta.get("MediaStorageSOPInstanceUID"))
+    return named == (ExplicitVRLittleEndian, instance.get("SOPInstanceUID"))
