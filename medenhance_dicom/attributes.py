@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import tomllib
 from collections.abc import Collection, Iterator
 from importlib import resources
@@ -47,6 +48,12 @@ WRITTEN = _named("written") | EQUIPMENT | LOSSY
 
 IDENTITY = _named("identity")
 """A source whose values of these cannot be carried over is refused rather than orphaned (requirements R3, R11)."""
+
+
+_ASCII = ("", "ISO_IR 6", "ISO 2022 IR 6")
+"""Default repertoires: bytes above 127 are letters only behind an escape sequence (PS3.5 section 6.1.2.5)."""
+_ESCAPED = re.compile(rb"\x1b(?!\(B)[^\^=\\]*")
+"""What an escape sequence holds for: until the end of a component or value."""
 
 
 @functools.cache
@@ -156,8 +163,9 @@ def _text_of(name: PersonName | str | None, keyword: str, unknown_text: bool) ->
     """A person's name as text. It must survive the way to UTF-8 unharmed: another name is another patient."""
     text = str(name or "")
     original = getattr(name, "original_string", None) or b""
-    declared = not unknown_text or original.isascii()
-    if not declared or "\ufffd" in text or "\x1b" in text:
+    if unknown_text and not _ESCAPED.sub(b"", original).isascii():
+        raise DerivationError(f"{keyword} has letters beyond ASCII, and no Specific Character Set says which")
+    if "\ufffd" in text or "\x1b" in text:
         raise DerivationError(f"{keyword} is not readable in the Specific Character Set that the file declares")
     try:
         text.encode()
@@ -173,8 +181,8 @@ def _texts(value: object) -> str:
 
 
 def _charset_is_known(source: Dataset) -> bool:
-    """Whether Specific Character Set says which letters the bytes above 127 are (PS3.3 C.12.1.1.2)."""
+    """Whether Specific Character Set says which letters unescaped bytes above 127 are (PS3.3 C.12.1.1.2)."""
     declared = source.get("SpecificCharacterSet")
     terms = [declared] if isinstance(declared, str) else list(declared or [])
-    known = [term.replace("ISO-IR", "ISO_IR").replace("ISO IR", "ISO_IR") in python_encoding for term in terms if term]
-    return bool(known) and all(known)
+    terms = [str(term).replace("ISO-IR", "ISO_IR").replace("ISO IR", "ISO_IR") for term in terms]
+    return bool(terms) and terms[0] not in _ASCII and all(term in python_encoding for term in terms)

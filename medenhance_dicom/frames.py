@@ -19,14 +19,15 @@ from pydicom import Dataset
 from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, RLELossless
 
 from medenhance_dicom.errors import DerivationError, UnreadableInstanceError, UnsupportedInstanceError
+from medenhance_dicom.palette import look_up, palette_of
 
 Array = npt.NDArray[Any]
 
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_RETIRED = ("ARGB", "CMYK", "HSV", "YBR_PARTIAL_422")
 _EIGHT_BIT_COLOUR = ("YBR_FULL", "YBR_FULL_422")
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
-_PALETTE_CHANNELS = ("Red", "Green", "Blue")
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,11 @@ def _bounded(instance: Dataset, keyword: str, low: int, high: int, default: int 
     return value
 
 
-def _numbers(item: Dataset, keyword: str) -> list[float]:
-    """The finite numbers of a DS or FD attribute; empty when absent or not numeric."""
+def _values(item: Dataset, keyword: str) -> list[float | None]:
+    """The values of a DS or FD attribute in their places, None for those that are empty or no finite number."""
     value = item.get(keyword)
     values = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
-    return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)] if value is not None else []
+    return [float(v) if isinstance(v, int | float) and math.isfinite(v) else None for v in values]
 
 
 def _cells(instance: Dataset) -> _Cells:
@@ -142,7 +143,8 @@ def pixel_format(instance: Dataset) -> PixelFormat:
     if not isinstance(photometric, str) or not photometric:
         raise UnreadableInstanceError("missing", keyword="PhotometricInterpretation")
     if photometric not in (*_GRAY, *_COLOUR, "PALETTE COLOR"):
-        raise UnsupportedInstanceError("PHOTOMETRIC", "a photometric interpretation that is not handled")
+        name = photometric if photometric in _RETIRED else "a photometric interpretation that"
+        raise UnsupportedInstanceError("PHOTOMETRIC", f"{name} is not handled")
     if samples != (3 if photometric in _COLOUR else 1):
         raise UnreadableInstanceError("does not fit the photometric interpretation", keyword="SamplesPerPixel")
     if photometric == "PALETTE COLOR":
@@ -230,106 +232,13 @@ def stored_frame(instance: Dataset, decoded: Array, index: int) -> StoredFrame:
     raw = native.view(f"u{cells.allocated // 8}").reshape(pixels.rows, pixels.columns, samples)
     stored = _stored_values(instance, raw, cells)
     if palette:
-        return StoredFrame(_look_up(_palette(instance), stored[..., 0]))
+        return StoredFrame(look_up(palette_of(instance), stored[..., 0]))
     span = _padding_range(instance, cells, pixels.minimum, pixels.maximum) if samples == 1 else None
     if span is None:
         return StoredFrame(stored)
     low, high, cell = span
     padding = (raw[..., 0] == cell) | ((stored[..., 0] >= low) & (stored[..., 0] <= high))
     return StoredFrame(stored, padding, (low, high) if low <= high else None)
-
-
-@dataclass(frozen=True)
-class _Palette:
-    """Entries uint8 (N, 3), and the stored value that the first of them stands for."""
-
-    entries: npt.NDArray[np.uint8]
-    first: int
-
-
-def _palette(instance: Dataset) -> _Palette:
-    """Read the Red, Green and Blue Palette Color Lookup Tables as 8-bit entries. PS3.3 C.7.6.3.1.5-6, C.7.9."""
-    channels = []
-    firsts = []
-    keyword = ""
-    for colour in _PALETTE_CHANNELS:
-        keyword = f"{colour}PaletteColorLookupTableDescriptor"
-        descriptor = instance.get(keyword)
-        if (
-            not isinstance(descriptor, Sequence)
-            or len(descriptor) != 3
-            or not all(isinstance(v, int) for v in descriptor)
-        ):
-            raise UnreadableInstanceError("is not three whole numbers", keyword=keyword)
-        count, first, bits = (int(v) for v in descriptor)
-        count = count % 65536 or 65536
-        if bits not in (8, 16):
-            raise UnreadableInstanceError("has neither 8 nor 16 bits", keyword=keyword)
-        entries = _palette_entries(instance, colour, count, bits)
-        if bits == 16 and entries.max() > 255:
-            entries = entries >> 8  # otherwise 8-bit entries were written into 16-bit words
-        channels.append(np.minimum(entries, 255).astype(np.uint8))
-        firsts.append(first)
-    if len({c.size for c in channels}) != 1 or len(set(firsts)) != 1:
-        raise UnreadableInstanceError("the three lookup tables differ", keyword=keyword)
-    return _Palette(np.stack(channels, axis=-1), firsts[0])
-
-
-def _palette_entries(instance: Dataset, colour: str, count: int, bits: int) -> Array:
-    plain, segmented = f"{colour}PaletteColorLookupTableData", f"Segmented{colour}PaletteColorLookupTableData"
-    keyword = segmented if plain not in instance and segmented in instance else plain
-    data = instance.get(keyword)
-    if not isinstance(data, bytes):
-        raise UnreadableInstanceError("missing", keyword=keyword)
-    if keyword == segmented:
-        words = np.frombuffer(data[: len(data) // (bits // 8) * (bits // 8)], "<u2" if bits == 16 else "u1")
-        entries = np.array(_expand_segments(words.tolist(), count, bits, keyword), dtype=np.uint16)
-    elif len(data) >= 2 * count:
-        entries = np.frombuffer(data[: 2 * count], "<u2")
-    else:
-        entries = np.frombuffer(data, "u1").astype(np.uint16)
-    if entries.size < count:
-        raise UnreadableInstanceError("has fewer entries than its descriptor says", keyword=keyword)
-    return entries[:count]
-
-
-def _expand_segments(words: list[int], count: int, bits: int, keyword: str) -> list[int]:
-    """Expand discrete, linear and indirect segments (PS3.3 C.7.9.2) to at most `count` entries."""
-    entries: list[int] = []
-    todo = [(0, len(words))]  # (position, segments still to read); the last one is the current one
-    steps = 0
-    while todo and len(entries) < count:
-        at, left = todo.pop()
-        steps += 1
-        if left == 0:
-            continue
-        if at + 2 >= len(words):
-            if todo:
-                continue
-            break
-        if steps > 4 * 65536 or len(todo) > 1:
-            raise UnreadableInstanceError("its segments do not end", keyword=keyword)
-        opcode, length = words[at : at + 2]
-        at += 2
-        if opcode == 0:
-            entries += words[at : at + length]
-            todo.append((at + length, left - 1))
-        elif opcode == 1 and entries:
-            line = np.rint(np.linspace(entries[-1], words[at], length + 1)[1:])
-            entries += line.astype(int).tolist()
-            todo.append((at + 1, left - 1))
-        elif opcode == 2 and entries and at + (2 if bits == 16 else 4) <= len(words):
-            digits = 2 if bits == 16 else 4
-            offset = sum(word << (bits * n) for n, word in enumerate(words[at : at + digits])) // (bits // 8)
-            todo += [(at + digits, left - 1), (offset, length)]
-        else:
-            raise UnreadableInstanceError("has a segment of unknown kind", keyword=keyword)
-    return entries
-
-
-def _look_up(palette: _Palette, stored: Array) -> npt.NDArray[np.uint8]:
-    """stored: (H, W). Returns uint8 (H, W, 3); values off the table take its first or last entry."""
-    return palette.entries[np.clip(stored.astype(np.int32) - palette.first, 0, len(palette.entries) - 1)]
 
 
 def _group_item(instance: Dataset, index: int, keyword: str) -> Dataset | None:
@@ -360,10 +269,10 @@ def modality_line(instance: Dataset, index: int) -> ModalityLine:
     item = _group_item(instance, index, "PixelValueTransformationSequence") or instance
     values = {}
     for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
-        numbers = _numbers(item, keyword)
-        if not numbers and item.get(keyword) not in (None, ""):
+        number = (_values(item, keyword) or [None])[0]
+        if number is None and item.get(keyword) not in (None, ""):
             raise UnreadableInstanceError("is not a finite number", keyword=keyword)
-        values[keyword] = numbers[0] if numbers else default
+        values[keyword] = default if number is None else number
     return ModalityLine(values["RescaleSlope"] or 1.0, values["RescaleIntercept"])
 
 
@@ -381,7 +290,9 @@ def voi_window(instance: Dataset, index: int) -> tuple[float, float] | None:
         return None
     item = _group_item(instance, index, "FrameVOILUTSequence") or instance
     function = item.get("VOILUTFunction") or "LINEAR"
-    for centre, width in zip(_numbers(item, "WindowCenter"), _numbers(item, "WindowWidth"), strict=False):
+    for centre, width in zip(_values(item, "WindowCenter"), _values(item, "WindowWidth"), strict=False):
+        if centre is None or width is None:
+            continue
         shift, half = {"LINEAR": (0.5, (width - 1) / 2), "SIGMOID": (0.0, width)}.get(function, (0.0, width / 2))
         if half > 0:
             return centre - shift - half, centre - shift + half

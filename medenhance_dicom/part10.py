@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
-from pydicom import Dataset, config
+from pydicom import Dataset, charset, config
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset, read_partial
@@ -65,6 +65,8 @@ _pydicom_log.addHandler(logging.NullHandler())
 _pydicom_log.propagate = False
 _pydicom_log.addFilter(lambda record: False)  # whatever handlers an application hangs onto it
 _settings_lock = threading.RLock()
+# pydicom leaves the escape sequences of ISO 2022 IR 58 (Chinese) to Python's codec, which leaves them in the text.
+charset.handled_encodings = tuple(name for name in charset.handled_encodings if name != "iso_ir_58")
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,8 @@ def read_instance(path: Path, *, limits: Limits | None = None, last: int = 0xFFF
 
     Let `Decoder.probe` look at a file of unknown origin first: it does the same in a process that may die. Elements
     whose value does not fit their VR become UN with their bytes. A big endian data set comes back with little endian
-    OW, OF, OL, OD and OV values, as it will be written. A missing Transfer Syntax UID is filled in as guessed.
+    OW, OF, OL, OD and OV values, as it will be written. A missing Transfer Syntax UID is filled in as guessed, and what
+    of the Image Pixel module leaves one value only (`_complete`).
 
     Raises:
         UnreadableInstanceError: Not DICOM, truncated, or unparsable.
@@ -397,6 +400,7 @@ def _parse(
         instance.set_original_encoding(instance.original_encoding[0], True, instance.original_character_set)
     if not len(instance):
         raise UnreadableInstanceError("not DICOM")
+    _complete(instance)
     return instance, stream, found[0] if found else None
 
 
@@ -449,6 +453,21 @@ def _settle_meta(instance: Dataset) -> None:
         implicit, little = instance.original_encoding
         explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
         meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+
+
+def _complete(instance: Dataset) -> None:
+    """Fill in what Photometric Interpretation leaves one value for (PS3.3 C.7.6.3.1.1, C.7.6.3.1.2).
+
+    Samples per Pixel, and for colour Pixel Representation, whose samples cannot be signed. Nothing says what a missing
+    Photometric Interpretation is (MONOCHROME1 or 2, RGB or YBR), nor whether gray values are signed.
+    """
+    photometric = str(instance.get("PhotometricInterpretation") or "")
+    samples = 3 if photometric.startswith(("RGB", "YBR")) else 1
+    if not photometric.startswith(("RGB", "YBR", "MONOCHROME", "PALETTE")):
+        return
+    for keyword, value in (("SamplesPerPixel", samples), ("PixelRepresentation", 0)):
+        if instance.get(keyword) is None and (samples == 3 or keyword == "SamplesPerPixel"):
+            setattr(instance, keyword, value)
 
 
 def _settle(dataset: Dataset, little: bool, depth: int, left: list[int], limits: Limits) -> None:

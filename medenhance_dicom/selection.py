@@ -23,6 +23,7 @@ from medenhance_dicom.recipe import Recipe, load_recipes, match_recipe
 from medenhance_dicom.report import UNREADABLE, Outcome, Result
 from medenhance_dicom.series import Member, Series, group_series, grouping_header
 from medenhance_dicom.sop_classes import policy
+from medenhance_dicom.uids import is_uid
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -187,7 +188,7 @@ def _said(keyword: str, fact: Any) -> str:
     if not fact:
         return f"a missing {name}"
     if keyword == "SOPClassUID":
-        return f"{name} {UID(str(fact)).name}" if _UID.fullmatch(str(fact)) else f"this {name}"
+        return f"{name} {UID(str(fact)).name}" if is_uid(str(fact)) else f"this {name}"
     return f"{name} {fact}" if keyword in KINDS and _TERM.fullmatch(str(fact)) else f"this {name}"
 
 
@@ -237,18 +238,15 @@ def facts_of(instance: Dataset) -> dict[str, Any]:
     return {element.keyword: element.value for element in instance}
 
 
-# Registered roots only (ITU-T X.660: 0.0.1-26, 0.1-0.5, 0.9, 1.0-1.3, 2.*) and no leading zeros: what we write must be
-# valid.
 _TERM = re.compile(r"[A-Z0-9_ ]{1,16}")  # CS
-_UID = re.compile(r"(0\.0\.([1-9]|1[0-9]|2[0-6])|0\.[1-59]|1\.[0-3]|2\.(0|[1-9][0-9]*))(\.(0|[1-9][0-9]*))+")
 
 
 def _require_uid(instance: Dataset, keyword: str) -> None:
-    """A UID that a derived object can refer to (PS3.5 section 9.1), and that is safe as a folder's name."""
+    """See `is_uid`."""
     uid = str(instance.get(keyword) or "")
     if not uid:
-        raise UnreadableInstanceError("missing", keyword=keyword)
-    if len(uid) > 64 or not _UID.fullmatch(uid):
+        raise UnreadableInstanceError("missing or empty", keyword=keyword)
+    if not is_uid(uid):
         raise UnreadableInstanceError("is not a UID", keyword=keyword)
 
 

@@ -161,6 +161,8 @@ def policy(instance: Dataset, allow: frozenset[str] = frozenset()) -> Policy:
     suffix = uid.removeprefix(STORAGE) if uid.startswith(STORAGE) else ""
     if suffix in _REFUSED:
         return Policy("refuse", _REFUSED[suffix][0], note=_REFUSED[suffix][1])
+    if not uid:
+        return Policy("refuse", "UNKNOWN_SOP_CLASS", note="the SOP Class UID is missing or empty")
     if _RENAMED.get(uid, uid) not in WRITABLE:
         if "Image Storage" in UID(uid).name:
             return Policy("refuse", "UNKNOWN_SOP_CLASS", note="an image of a SOP class that is not handled")

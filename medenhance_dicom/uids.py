@@ -6,6 +6,7 @@ What we make has UIDs that are a function of what it is made of (`identity`), so
 from __future__ import annotations
 
 import hashlib
+import re
 
 IMPLEMENTATION_CLASS_UID = "2.25.145803462397801546229037610215740369121"
 """Names this implementation in file meta information and in associations (PS3.7 D.3.3.2)."""
@@ -14,6 +15,19 @@ IMPLEMENTATION_VERSION_NAME = "MEDENHANCE_010"
 
 INSTANCE_CREATOR_UID = "2.25.145803462397801546229037610215740369122"
 """Instance Creator UID (0008,0014) of everything we write; the loop guard knows our objects by it."""
+
+
+_FORM = re.compile(r"[0-9]+(\.[0-9]+)*")
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text can be referred to as a UID, and is safe as the name of a file or folder.
+
+    At most 64 digits and dots, no component empty. That is looser than PS3.5 section 9.1, which old devices break with
+    leading zeros and roots that nobody registered: a source's UIDs are copied as they are, since another one would be
+    another study.
+    """
+    return len(text) <= 64 and _FORM.fullmatch(text) is not None
 
 
 def derived_uid(*parts: str | bytes) -> str:

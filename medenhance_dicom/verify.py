@@ -261,7 +261,7 @@ def _against(derived: Dataset, source: Dataset) -> Iterator[str]:
     for keyword in _differing(derived, source):
         yield f"{keyword}: differs from the source"
     for keyword in _SAME_AS_SOURCE:
-        if keyword in derived and keyword in source and derived[keyword].value != source[keyword].value:
+        if keyword in derived and keyword in source and not _same(derived[keyword].value, source[keyword].value):
             yield f"{keyword}: differs from the source"
     if (derived.get("NumberOfFrames") or 1) != (source.get("NumberOfFrames") or 1):
         yield "NumberOfFrames: differs from the source"
@@ -274,6 +274,11 @@ def _against(derived: Dataset, source: Dataset) -> Iterator[str]:
         yield "ContributingEquipmentSequence: not the source's items, its equipment, and ours"
     if source_uid(derived) != source.get("SOPInstanceUID"):
         yield "SourceImageSequence: refers to another instance"
+
+
+def _same(one: object, other: object) -> bool:
+    """Equal values; NaN, which some write into a Decimal String, is equal to itself."""
+    return one == other or repr(one) == repr(other)
 
 
 def _differing(one: Dataset, other: Dataset) -> Iterator[str]:

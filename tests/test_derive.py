@@ -572,19 +572,39 @@ def test_names_survive_the_way_to_utf8(charset, name, tmp_path):
 
 @pytest.mark.parametrize(
     ("charset", "raw"),
-    [(None, "Müller".encode("latin-1")), ("ISO_IR 999", "Müller".encode("latin-1")), ("ISO_IR 192", b"M\xfcller")],
+    [
+        (None, "Müller".encode("latin-1")),
+        ("ISO_IR 6", "Müller".encode("latin-1")),
+        ("ISO_IR 999", "Müller".encode("latin-1")),
+        ("ISO_IR 192", b"M\xfcller"),
+        ("\\ISO 2022 IR 58", "王小东".encode("gb2312")),
+    ],
 )
 def test_names_that_cannot_be_read_are_refused_without_being_shown(charset, raw, tmp_path):
     source_path = tmp_path / "source.dcm"
-    text = {"SpecificCharacterSet": charset or "ISO_IR 100", "PatientName": "XXXXXX", "InstitutionName": None}
+    text = {"SpecificCharacterSet": charset or "ISO_IR 100", "PatientName": "XXXXXXXXXX", "InstitutionName": None}
     synthetic.make_file(source_path, "OP8", **text)
-    data = source_path.read_bytes().replace(b"XXXXXX", raw.ljust(6))
+    data = source_path.read_bytes().replace(b"XXXXXXXXXX", raw.ljust(10))
     if charset is None:
         data = data.replace(b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100", b"")
     source_path.write_bytes(data)
     with pytest.raises(DerivationError, match="PatientName") as caught:
         derive_file(source_path, tmp_path)
     assert "ller" not in str(caught.value)
+
+
+def test_chinese_names_with_escape_sequences_are_carried(tmp_path):
+    """PS3.5 annex K.3: each component designates GB 2312 anew."""
+    raw, source_path = b"Wang^XiaoDong=\x1b$)A\xcd\xf5^\x1b$)A\xd0\xa1\xb6\xab=", tmp_path / "source.dcm"
+    text = {"SpecificCharacterSet": ["", "ISO 2022 IR 58"], "PatientName": "X" * len(raw), "InstitutionName": None}
+    synthetic.make_file(source_path, "OP8", **text, StudyDescription="Y" * 10)
+    data = source_path.read_bytes().replace(b"X" * len(raw), raw)
+    source_path.write_bytes(data.replace(b"Y" * 10, b"\x1b$)A\xd1\xdb\xb5\xd7  "))
+    target, source = derive_file(source_path, tmp_path)
+    written = dcmread(target)
+    assert str(written.PatientName) == "Wang^XiaoDong=王^小东"
+    assert written.StudyDescription == "眼底"
+    assert assert_derived(written, source) == []
 
 
 def test_no_warning_quotes_a_value(recwarn):
@@ -602,6 +622,16 @@ def test_a_source_without_identity_is_refused(keyword, op):
     del op[keyword]
     with pytest.raises(DerivationError, match=keyword):
         derive(op)
+
+
+def test_what_is_not_a_number_is_the_same_in_the_source(tmp_path):
+    source_path = tmp_path / "source.dcm"
+    synthetic.make_file(source_path, "MR", SliceThickness="123")
+    data = source_path.read_bytes()
+    at = data.index(b"\x18\x00\x50\x00DS\x04\x00123 ")
+    source_path.write_bytes(data[: at + 8] + b"NaN " + data[at + 12 :])
+    target, source = derive_file(source_path, tmp_path)
+    assert assert_derived(dcmread(target), source) == []
 
 
 def test_an_identity_that_does_not_fit_its_vr_is_refused(op):

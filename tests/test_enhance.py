@@ -327,12 +327,12 @@ def test_memory_does_not_grow_with_frames(tmp_path):
     assert peaks[1] - peaks[0] < 60_000, peaks
 
 
-@pytest.mark.parametrize("uid", ["1.2.840.10008.1", "2.25.123", "1.3.6.1.4.1.5962.99.1", "0.0.26.1", "0.9.2342.1"])
-def test_registered_uids_can_be_referred_to(uid):
+@pytest.mark.parametrize("uid", ["1.2.840.10008.1", "2.25.123", "0.0.26.1", "999.999.2.1996", "1.02.3", "1.4.5", "7"])
+def test_uids_can_be_referred_to_whoever_registered_them(uid):
     _require_uid(_with_uid(uid), "SOPInstanceUID")
 
 
-@pytest.mark.parametrize("uid", ["", "1.2.", "9.9", "0.0.0.0.1", "1.4.5", "1.02.3", "1.2/../x", "1." + "2" * 64])
+@pytest.mark.parametrize("uid", ["", "1.2.", ".1", "1..2", "..", "1.2/../x", "1.2\n", "1.٣", "1." + "2" * 64])
 def test_other_uids_are_refused_by_keyword(uid):
     with pytest.raises(UnreadableInstanceError, match="SOPInstanceUID"):
         _require_uid(_with_uid(uid), "SOPInstanceUID")

@@ -204,46 +204,6 @@ def test_uncompressed_422_is_expanded(decoder, tmp_path):
     np.testing.assert_array_equal(frame.stored, [[[100, 100, 100], [200, 200, 200]]])
 
 
-def palette(instance, tables, bits=8, first=0, segmented=False):
-    for colour, table in zip(("Red", "Green", "Blue"), tables, strict=True):
-        count = segmented or len(table)
-        setattr(instance, f"{colour}PaletteColorLookupTableDescriptor", [count, first, bits])
-        keyword = f"{'Segmented' if segmented else ''}{colour}PaletteColorLookupTableData"
-        setattr(instance, keyword, np.array(table, f"<u{bits // 8}").tobytes())
-    return instance
-
-
-def test_palette_becomes_8_bit_rgb_and_ends_hold():
-    instance = palette(header(1, 4, 8, 8, photometric="PALETTE COLOR"), [[1, 2], [3, 4], [5, 6]], first=10)
-    frame = stored_frame(instance, np.array([[0, 10, 11, 99]], np.uint8), 0)
-    np.testing.assert_array_equal(frame.stored, [[[1, 3, 5], [1, 3, 5], [2, 4, 6], [2, 4, 6]]])
-    pixels = pixel_format(instance)
-    assert (pixels.bits_allocated, pixels.bits_stored, pixels.maximum) == (8, 8, 255)
-    assert_nothing_changes(instance, pixels, frame)
-
-
-def test_16_bit_palette_keeps_its_high_bytes_and_8_bit_entries_in_words_are_taken_as_they_are():
-    wide = palette(header(1, 2, 8, 8, photometric="PALETTE COLOR"), [[0, 0xFF00], [0, 0x8000], [0, 0x01FF]], 16)
-    np.testing.assert_array_equal(stored_frame(wide, np.array([[0, 1]], np.uint8), 0).stored[0, 1], [255, 128, 1])
-    narrow = palette(header(1, 2, 8, 8, photometric="PALETTE COLOR"), [[0, 200], [0, 100], [0, 50]], 16)
-    np.testing.assert_array_equal(stored_frame(narrow, np.array([[0, 1]], np.uint8), 0).stored[0, 1], [200, 100, 50])
-
-
-def test_segmented_palette_has_discrete_linear_and_indirect_segments():
-    # two entries 0 and 10, a line over 2 entries to 30, then the discrete segment (1 segment from byte 0) once more
-    words = [0, 2, 0, 10, 1, 2, 30, 2, 1, 0, 0]
-    instance = palette(header(1, 6, 8, 8, photometric="PALETTE COLOR"), [words] * 3, 16, segmented=6)
-    frame = stored_frame(instance, np.arange(6, dtype=np.uint8)[None], 0)
-    np.testing.assert_array_equal(frame.stored[0, :, 0], [0, 10, 20, 30, 0, 10])
-
-
-def test_a_segmented_palette_that_refers_to_itself_is_refused():
-    words = [0, 1, 9, 2, 2, 0, 0]  # the indirect segment covers itself
-    instance = palette(header(1, 1, 8, 8, photometric="PALETTE COLOR"), [words] * 3, 16, segmented=4000)
-    with pytest.raises(UnreadableInstanceError, match="segments do not end"):
-        stored_frame(instance, np.zeros((1, 1), np.uint8), 0)
-
-
 def test_embedded_overlay_bits_are_masked_and_the_sign_is_extended():
     signed = header(1, 2, 16, 12, signed=True)
     frame = stored_frame(signed, np.array([[0xF800, 0x17FF]], np.uint16), 0)
@@ -298,6 +258,11 @@ def test_nonsense_is_refused_by_name(keyword, value, error):
         assert caught.value.keyword == keyword
 
 
+def test_a_retired_photometric_interpretation_is_named():
+    with pytest.raises(UnsupportedInstanceError, match="PHOTOMETRIC: ARGB is not handled"):
+        pixel_format(header(PhotometricInterpretation="ARGB", SamplesPerPixel=4))
+
+
 def test_decoded_frames_that_do_not_fit_the_header_are_refused():
     for decoded in (np.zeros((3, 2), np.uint16), np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.float32)):
         with pytest.raises(UnreadableInstanceError):
@@ -337,6 +302,8 @@ def test_absent_or_zero_slopes_are_one_and_lookup_tables_stay_in_the_stored_doma
         ({"WindowCenter": "40", "WindowWidth": "400", "VOILUTFunction": "LINEAR_EXACT"}, (-160, 240)),
         ({"WindowCenter": "40", "WindowWidth": "400", "VOILUTFunction": "SIGMOID"}, (-360, 440)),
         ({"WindowCenter": ["1", "40"], "WindowWidth": ["0", "401"]}, (-160.5, 239.5)),
+        ({"WindowCenter": ["NaN", "40"], "WindowWidth": ["100", "401"]}, (-160.5, 239.5)),
+        ({"WindowCenter": "NaN", "WindowWidth": "NaN"}, None),
         ({"WindowCenter": "1", "WindowWidth": "1"}, None),
         ({"WindowCenter": "1"}, None),
         ({}, None),

@@ -244,6 +244,19 @@ def test_values_that_do_not_fit_their_vr_are_kept_and_never_printed(tmp_path, ca
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("photometric", "samples", "representation"),
+    [("MONOCHROME1", 1, None), ("PALETTE COLOR", 1, None), ("RGB", 3, 0), ("YBR_FULL_422", 3, 0), (None, None, None)],
+)
+def test_what_has_one_possible_value_is_filled_in(tmp_path, photometric, samples, representation):
+    whole = derived()
+    whole.PhotometricInterpretation = photometric
+    del whole.SamplesPerPixel, whole.PixelRepresentation
+    whole.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+    instance = read_instance(tmp_path / "x.dcm")
+    assert (instance.get("SamplesPerPixel"), instance.get("PixelRepresentation")) == (samples, representation)
+
+
 def test_errors_hold_no_values(tmp_path):
     path = tmp_path / "x.dcm"
     raw = CT.read_bytes()

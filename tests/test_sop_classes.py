@@ -96,6 +96,12 @@ def test_classes_that_are_refused(suffix, reason):
     assert decision.note
 
 
+@pytest.mark.parametrize("uid", [None, ""])
+def test_a_missing_class_is_called_missing(uid):
+    decision = policy(synthetic.dataset(SOPClassUID=uid))
+    assert (decision.reason, decision.note) == ("UNKNOWN_SOP_CLASS", "the SOP Class UID is missing or empty")
+
+
 def test_every_storage_class_of_the_standard_gets_an_answer():
     for uid, (name, kind, *_) in UID_dictionary.items():
         if kind == "SOP Class" and "Storage" in name:

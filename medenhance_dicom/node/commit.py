@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from medenhance_dicom.node.jobfolder import flush, write_whole
 from medenhance_dicom.node.settings import Destination, NodeSettings
 from medenhance_dicom.node.spool import Spool
 from medenhance_dicom.node.wire import accepted_context, application_entity, on_open
+from medenhance_dicom.uids import is_uid
 
 COMMITMENT = "1.2.840.10008.1.20.1"
 COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"
@@ -404,7 +404,7 @@ def address_of(settings: NodeSettings, ae_title: str) -> Destination | None:
 
 def _path(store: Path, uid: str, *folders: str) -> Path | None:
     """The file of a transaction; None for what is not a UID, as it came from the network."""
-    if len(uid) > 64 or not re.fullmatch(r"[0-9]+(\.[0-9]+)*", uid):
+    if not is_uid(uid):
         return None
     return store.joinpath("commitments", *folders, f"{uid}.json")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -16,10 +15,10 @@ from medenhance_dicom.node.forward import Failed, SendReport, Sent
 from medenhance_dicom.node.jobfolder import flush
 from medenhance_dicom.node.settings import Destination
 from medenhance_dicom.node.standing import standing
+from medenhance_dicom.uids import is_uid
 
 _LAST = 0x0020000E
 _NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 def store_in_folder(paths: Sequence[Path], destination: Destination, *, link: bool = False) -> SendReport:
@@ -79,7 +78,7 @@ def _facts(path: Path) -> dict[str, str]:
         facts = read_facts(blocks, ARCHIVE_FACTS, _LAST)
     for name in _NAMES:
         uid = facts.get(name, "")
-        if len(uid) > 64 or not _UID.fullmatch(uid):
+        if not is_uid(uid):
             raise InputError("missing, or not a UID", keyword=name)
     return facts
 
