@@ -15,7 +15,7 @@ from medenhance_dicom.conventional import build_conventional
 from medenhance_dicom.enhancer import Enhancer, EnhancerSpec
 from medenhance_dicom.gate import Limit, Thresholds
 from medenhance_dicom.guides import Guide
-from medenhance_dicom.manifest import GateLimits, load_limits, load_manifest
+from medenhance_dicom.manifest import GateLimits, Manifest, load_limits, load_manifest
 from medenhance_dicom.provenance import Provenance, steps_of
 from medenhance_dicom.recipe import Recipe
 
@@ -230,14 +230,20 @@ def thresholds_of(recipe: Recipe) -> Thresholds:
     return replace(default, minimum=recipe.gate.minimum, warn_below=max(default.warn_below, recipe.gate.minimum))
 
 
-def weights_thresholds(key: str) -> Thresholds:
-    """The limits that were calibrated for weights, without loading them.
+def weights_thresholds(key: str, manifest: Manifest | None = None) -> Thresholds:
+    """The limits of weights, without loading them; in doubt where they are not calibrated, or without the detector.
 
     Raises:
         ModelError: No such weights, or their calibration is missing or altered.
     """
-    manifest = load_manifest()
-    return _thresholds(load_limits(key, manifest.entry(key).gate, manifest))
+    manifest = load_manifest() if manifest is None else manifest
+    limits = load_limits(key, manifest.entry(key).gate, manifest)
+    doubt = ""
+    if not limits.name:
+        doubt = f"the limits of weights {key} were set by hand, see `calibrate`"
+    elif not limits.detector or "local" not in limits.checks:
+        doubt = f"the limits of weights {key} were calibrated without a detector of changed structure"
+    return replace(_thresholds(limits), doubt=doubt)
 
 
 def default_thresholds(recipe: str = "") -> Thresholds:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from medenhance_dicom.gate import FrameScores, Thresholds, Verdict
+from medenhance_dicom.gate import NOT_CALIBRATED, FrameScores, Thresholds, Verdict
 
 __all__ = ["MOST_OBJECTIONS", "Blending", "excess_of", "in_words", "settled", "values_of"]
 
@@ -169,7 +169,8 @@ def in_words(verdict: Verdict, values: dict[str, Any]) -> str:
     elif not verdict.passed:
         sentences = [f"Structure check failed and was overruled ({values['mode']}){lassim}{_worst_in_words(values)}."]
     else:
-        warning = " with a warning" if values["objections_total"] else ""
+        warned = values["objections_total"] or NOT_CALIBRATED in (verdict.reason or "")
+        warning = " with a warning" if warned else ""
         sentences = [f"Structure check passed{warning}{lassim}{_worst_in_words(values)}."]
     if blended := values["blended"]:
         share = _percent(blended["share"])

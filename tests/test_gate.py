@@ -86,6 +86,16 @@ def test_colour_frames_are_compared_in_grey():
     assert judge(colour, noisy(colour, 0.2), LIMITS).lassim < 0.9
 
 
+@pytest.mark.parametrize("mode", ["withhold", "warn", "off"])
+def test_limits_in_doubt_let_nothing_be_better_than_warned(mode):
+    limits = Thresholds(0.85, 0.9, doubt="set by hand")
+    verdict = judge(PICTURE, PICTURE, limits, mode)
+    assert (verdict.outcome, verdict.passed, verdict.reason) == ("warned", True, "NOT_CALIBRATED: set by hand")
+    failed = judge(PICTURE, noisy(PICTURE, 0.2), limits, mode)
+    assert failed.outcome == ("withheld" if mode == "withhold" else "warned")
+    assert failed.reason.startswith("LASSIM")
+
+
 def test_details_are_json():
     verdict = judge(PICTURE, noisy(PICTURE, 0.02), LIMITS, "warn", level=2)
     details = json.loads(json.dumps(verdict.details))

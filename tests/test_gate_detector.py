@@ -15,6 +15,8 @@ from medenhance_dicom.gate.detector import altered_maps, planes
 from medenhance_dicom.gate.working import prepare
 from medenhance_dicom.manifest import learned_pictures, load_detector, load_limits, load_manifest, verify_all
 from medenhance_dicom.networks import AlterationDetector, build_network
+from medenhance_dicom.prepare import weights_thresholds
+from tests.conftest import ROOT
 
 GREY = (data.camera()[::4, ::4] / 255).astype(np.float32)[..., None]  # (128, 128, 1)
 
@@ -112,6 +114,33 @@ def test_weights_of_another_shape_are_refused(models):
         load_detector()
     with pytest.raises(ModelError, match="does not tell"):
         learned_pictures()
+
+
+def test_weights_whose_limits_are_not_calibrated_with_a_detector_are_in_doubt(models):
+    shipped = load_manifest(ROOT / "models")
+    calibrated = models / "limits.json"
+    entry = f"""
+[weights.{{}}]
+file = "none"
+sha256 = "{"0" * 64}"
+network = "stillgan"
+match = {{{{ Modality = ["OP"], SOPClassUID = ["1.2"], PhotometricInterpretation = ["RGB"] }}}}
+input = {{{{ channels = 3 }}}}
+gate = {{{{ {{}} }}}}
+device_uid = "2.25.1"
+licence = "none"
+research_only = true
+"""
+    calibrated.write_text(json.dumps({"minimum": 0.1, "warn_below": 0.2, "checks": {}, "detector": ""}))
+    digest = hashlib.sha256(calibrated.read_bytes()).hexdigest()
+    with (models / "manifest.toml").open("a") as file:
+        file.write(entry.format("by-hand", "minimum = 0.1, warn_below = 0.2"))
+        file.write(entry.format("without-detector", f'calibration = "limits.json", sha256 = "{digest}"'))
+    assert "weights by-hand were set by hand" in weights_thresholds("by-hand").doubt
+    assert "without a detector" in weights_thresholds("without-detector").doubt
+    assert {key: weights_thresholds(key, shipped).doubt for key in shipped.weights} == dict.fromkeys(
+        shipped.weights, ""
+    )
 
 
 def test_limits_of_another_detector_are_refused(models):

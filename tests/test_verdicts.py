@@ -85,6 +85,12 @@ def test_words_do_not_call_an_overruled_failure_preserved():
     assert "not calibrated" in told([FrameScores(0.97)], limits=Thresholds(0.8, 0.9))[2]
 
 
+def test_words_tell_that_limits_were_not_enough():
+    _, _, words = told([FrameScores(0.9)], limits=Thresholds(0.5, 0.6, doubt="set by hand"))
+    assert words.startswith("Structure check passed with a warning: LaSSIM 0.900")
+    assert words.endswith("Limits: not calibrated.")
+
+
 def test_a_displacement_is_told_in_its_frame():
     shifted = FrameScores(0.99, {"displacement": 0.75}, {"displacement": Region(0, 0, 9, 9)})
     assert "worst check displacement 0.75 of at most 1 at rows 1-9, columns 1-9 in frame 2" in told([GOOD, shifted])[2]

@@ -1,11 +1,22 @@
 """Is the structure still there? Frames before and after are examined one by one, and an instance gets one verdict."""
 
 from medenhance_dicom.gate.checks import CHECKS, FrameScores, Region, examine, structure_map
-from medenhance_dicom.gate.verdict import LEVEL, Limit, Mode, Outcome, Thresholds, Verdict, judge, verdict_of
+from medenhance_dicom.gate.verdict import (
+    LEVEL,
+    NOT_CALIBRATED,
+    Limit,
+    Mode,
+    Outcome,
+    Thresholds,
+    Verdict,
+    judge,
+    verdict_of,
+)
 
 __all__ = [
     "CHECKS",
     "LEVEL",
+    "NOT_CALIBRATED",
     "FrameScores",
     "Limit",
     "Mode",

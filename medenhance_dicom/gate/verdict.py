@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from medenhance_dicom.gate.checks import FrameScores, examine
 
-__all__ = ["LEVEL", "Limit", "Mode", "Outcome", "Thresholds", "Verdict", "judge", "verdict_of"]
+__all__ = ["LEVEL", "NOT_CALIBRATED", "Limit", "Mode", "Outcome", "Thresholds", "Verdict", "judge", "verdict_of"]
 
 Mode = Literal["withhold", "warn", "off"]
 Outcome = Literal["enhanced", "warned", "withheld"]
 
 LEVEL = 3
+NOT_CALIBRATED = "NOT_CALIBRATED"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Thresholds:
     """Of the other checks; one that is not named here is measured and does not decide."""
     calibration: str = ""
     """What they come from; empty: set by hand."""
+    doubt: str = ""
+    """Why nothing that they let pass is better than `warned`; empty: nothing speaks against it."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.minimum <= self.warn_below <= 1:
@@ -103,6 +106,7 @@ def verdict_of(
     """The verdict on an instance from what was measured of all its frames; the worst frame of each check decides.
 
     Frames of an instance that is worked on in batches can be examined one by one, and judged together at the end.
+    Limits that are in doubt let nothing be better than `warned`, in any mode.
 
     Args:
         frames: As `examine` gives them.
@@ -113,6 +117,15 @@ def verdict_of(
     Raises:
         ValueError: There is no frame.
     """
+    verdict = _verdict(frames, thresholds, mode, level)
+    if not thresholds.doubt or verdict.outcome == "withheld":
+        return verdict
+    reason = "; ".join(filter(None, (verdict.reason, f"{NOT_CALIBRATED}: {thresholds.doubt}")))
+    return replace(verdict, outcome="warned", reason=reason)
+
+
+def _verdict(frames: Sequence[FrameScores], thresholds: Thresholds, mode: Mode, level: int) -> Verdict:
+    """The verdict, whatever the limits are worth."""
     if not frames:
         raise ValueError("no frame to judge")
     scores = [frame.lassim for frame in frames]
