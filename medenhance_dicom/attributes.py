@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import re
 import tomllib
 from collections.abc import Collection, Iterator
@@ -18,6 +19,7 @@ from pydicom import Dataset
 from pydicom.charset import python_encoding
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import DataElement
+from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.valuerep import PersonName
 
@@ -45,6 +47,18 @@ LOSSY = _named("lossy")
 
 WRITTEN = _named("written") | EQUIPMENT | LOSSY
 """Not copied, because `derive` writes them from scratch (or leaves them out on purpose)."""
+
+SHOWN_GREY = _named("shown-grey")
+"""From stored grey value to what is seen (PS3.3 C.11): each means something only with the others, so all go along, also
+where the IOD does not list them."""
+
+SHUTTER = _named("shutter")
+"""Covers part of the picture, grey or colour; goes along whatever the IOD lists."""
+
+POINTED_AT = _named("pointed-at")
+"""What Frame Increment Pointer may name in place of timing; goes along with it."""
+
+_WINDOW = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation")
 
 IDENTITY = _named("identity")
 """A source whose values of these cannot be carried over is refused rather than orphaned (requirements R3, R11)."""
@@ -84,7 +98,7 @@ def copied(source: Dataset, keywords: Collection[str]) -> Dataset:
     """The named attributes of a data set, as they are, ready to be written in UTF-8.
 
     Nothing private, no group length and nothing of `NEVER` comes along, at any depth. Values that do not fit their VR
-    (`part10` reads them as UN) stay behind.
+    (`part10` reads them as UN; DS that are no finite numbers) stay behind, and of the windows those that lack a number.
 
     Raises:
         DerivationError: An identifying attribute, or a person's name, that cannot be carried; names the attribute.
@@ -98,7 +112,7 @@ def copied(source: Dataset, keywords: Collection[str]) -> Dataset:
                 result[element.tag] = kept
             elif element.keyword in IDENTITY:
                 raise DerivationError(f"{element.keyword} has a value that cannot be carried over")
-    return result
+    return _with_usable_windows(result)
 
 
 def copied_item(source: Dataset, *, unknown_text: bool = False) -> Dataset:
@@ -108,22 +122,43 @@ def copied_item(source: Dataset, *, unknown_text: bool = False) -> Dataset:
         kept = _copied_element(element, unknown_text)
         if kept is not None:
             result[element.tag] = kept
-    return result
+    return _with_usable_windows(result)
 
 
-def copied_overlays(source: Dataset) -> Dataset:
-    """Overlay planes (60xx) that hold their own bits; those embedded in Pixel Data are gone with it (PS3.3 C.9.2)."""
+def copied_overlay(source: Dataset, group: int) -> Dataset:
+    """The elements of an overlay plane, under the same rules."""
     result = Dataset()
-    for group in range(0x6000, 0x6020, 2):
-        data = source.get((group, 0x3000))
-        position = source.get((group, 0x0102))
-        if data is None or data.VR == "UN" or (position is not None and position.value):
-            continue
-        for element in source.group_dataset(group):
-            kept = _copied_element(element, unknown_text=False)
-            if kept is not None:
-                result[element.tag] = kept
+    for element in source.group_dataset(group):
+        kept = _copied_element(element, unknown_text=False)
+        if kept is not None:
+            result[element.tag] = kept
     return result
+
+
+def _with_usable_windows(copied: Dataset) -> Dataset:
+    """Without the windows that lack a centre or a width that is a number; explanations go with their windows."""
+    centres, widths, explanations = (_values(copied.get(keyword)) for keyword in _WINDOW)
+    usable = [n for n, pair in enumerate(zip(centres, widths, strict=False)) if all(_is_number(v) for v in pair)]
+    if len(usable) == len(centres) == len(widths):
+        return copied
+    for keyword, values in zip(_WINDOW, (centres, widths, explanations), strict=True):
+        if keyword in copied:
+            del copied[keyword]
+        if kept := [values[n] for n in usable if n < len(values)]:
+            setattr(copied, keyword, kept)
+    if not usable and "VOILUTFunction" in copied:
+        del copied.VOILUTFunction
+    return copied
+
+
+def _values(value: object) -> list[Any]:
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, MultiValue | list) else [value]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def forbidden_in(instance: Dataset) -> Iterator[str]:
@@ -148,7 +183,15 @@ def _copied_element(element: DataElement, unknown_text: bool) -> DataElement | N
         return None
     if element.VR == "SQ":
         items = [copied_item(item, unknown_text=unknown_text) for item in element.value]
+        if any(element.value) and not any(items):
+            return None
         return DataElement(tag, "SQ", Sequence(items))
+    if (
+        element.VR == "DS"
+        and element.keyword not in _WINDOW
+        and not all(_is_number(v) for v in _values(element.value) if v)
+    ):
+        return None
     result = copy.copy(element)
     if element.VR == "PN":
         names = element.value if element.VM > 1 else [element.value]

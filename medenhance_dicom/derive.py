@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import warnings
 from datetime import timedelta, timezone
+from typing import NamedTuple
 
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VM
@@ -19,10 +20,13 @@ from medenhance_dicom import __version__
 from medenhance_dicom.attributes import (
     EQUIPMENT,
     PALETTE,
+    POINTED_AT,
+    SHOWN_GREY,
+    SHUTTER,
     allowed,
     attributes_of,
     copied,
-    copied_overlays,
+    copied_overlay,
     modules_of,
 )
 from medenhance_dicom.errors import DerivationError, UnsupportedInstanceError
@@ -38,12 +42,15 @@ from medenhance_dicom.image_modules import (
     Making,
     PixelSummary,
     date_and_time,
+    frame_increment,
     image,
     image_pixel,
     laterality,
     lossy_history,
     multi_frame_secondary_capture,
 )
+from medenhance_dicom.left_behind import left_behind
+from medenhance_dicom.overlays import own_planes, set_data, set_layout
 from medenhance_dicom.provenance import (
     ACQUISITION,
     CODING_SCHEME,
@@ -66,12 +73,13 @@ from medenhance_dicom.sop_classes import (
     OPT_INS,
     WORD_SC,
     WRITABLE,
+    SopClass,
     image_type,
     policy,
 )
 from medenhance_dicom.uids import INSTANCE_CREATOR_UID
 
-__all__ = ["PixelSummary", "derive_instance"]
+__all__ = ["Derivation", "PixelSummary", "derivation", "derive_instance"]
 
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 _TYPE_2 = (
@@ -99,7 +107,20 @@ def _uid(source: Dataset, keyword: str) -> str:
     return str(value)
 
 
+class Derivation(NamedTuple):
+    """A derived object, and what its source has and it lacks."""
+
+    instance: Dataset
+    left_behind: list[str]
+    """See `left_behind.left_behind`."""
+
+
 def derive_instance(source: Dataset, pixels: PixelSummary, provenance: Provenance) -> Dataset:
+    """The derived object alone, see `derivation`."""
+    return derivation(source, pixels, provenance).instance
+
+
+def derivation(source: Dataset, pixels: PixelSummary, provenance: Provenance) -> Derivation:
     """Build the derived object of one source instance.
 
     Opt-ins of the SOP class policy are the caller's business and taken as given here.
@@ -110,7 +131,7 @@ def derive_instance(source: Dataset, pixels: PixelSummary, provenance: Provenanc
         provenance: How they were made.
 
     Returns:
-        A data set without Pixel Data, with text in ISO_IR 192.
+        A data set without Pixel Data, with text in ISO_IR 192, and what stayed behind.
 
     Raises:
         UnsupportedInstanceError: The policy refuses the source.
@@ -121,22 +142,23 @@ def derive_instance(source: Dataset, pixels: PixelSummary, provenance: Provenanc
         return _derived(source, pixels, provenance)
 
 
-def _derived(source: Dataset, pixels: PixelSummary, provenance: Provenance) -> Dataset:
+def _derived(source: Dataset, pixels: PixelSummary, provenance: Provenance) -> Derivation:
     decision = policy(source, OPT_INS)
     if decision.action == "refuse":
         raise UnsupportedInstanceError(decision.reason, decision.note)
     sop_class = WRITABLE[decision.target]
     hounsfield = source.get("Modality") == "CT"
+    converted = decision.action == "convert"
+    derived, lost = _taken_over(source, sop_class, pixels, converted=converted)
     making = Making(
         source=source,
         sop_class=sop_class,
-        converted=decision.action == "convert",
+        converted=converted,
         pixels=pixels,
         provenance=provenance,
         made=provenance.made.astimezone(_zone(source) or provenance.made.tzinfo),
-        description=derivation_description(provenance, hounsfield=hounsfield),
+        description=derivation_description(provenance, hounsfield=hounsfield, left_behind=lost),
     )
-    derived = _copied_attributes(making)
     _patient_and_study(derived)
     _sop_common(derived, making)
     _series(derived, making)
@@ -147,24 +169,56 @@ def _derived(source: Dataset, pixels: PixelSummary, provenance: Provenance) -> D
     _reference(derived, making)
     if sop_class.uid in _MULTI_FRAME_SC:
         multi_frame_secondary_capture(derived, making)
+    frame_increment(derived, making)
     laterality(derived, making)
     _identity(derived, making)
-    return derived
+    return Derivation(derived, lost)
 
 
-def _copied_attributes(making: Making) -> Dataset:
-    source, modules = making.source, modules_of(making.sop_class.iod)
-    keywords = allowed(making.sop_class.iod)
-    if making.pixels.format.samples != 1:
+def _taken_over(
+    source: Dataset, sop_class: SopClass, pixels: PixelSummary, *, converted: bool
+) -> tuple[Dataset, list[str]]:
+    """What is copied from the source, and what stays behind.
+
+    What decides how the picture looks goes along as one, also where the IOD does not list it, which makes the object
+    one of a Standard Extended SOP Class (PS3.2 section 7.3): a window without its rescale shows another picture.
+    """
+    modules, grey = modules_of(sop_class.iod), pixels.format.samples == 1
+    keywords = allowed(sop_class.iod) | SHUTTER | (SHOWN_GREY if grey else frozenset())
+    if "FrameIncrementPointer" in keywords:
+        keywords |= POINTED_AT
+    if not grey:
         keywords -= {"PixelPaddingValue", "PixelPaddingRangeLimit"}  # of grey pixels only, C.7.5.1.1.2
-    if making.pixels.format.samples != 1 or "supplemental-palette-color-lookup-table" not in modules:
+    if not grey or "supplemental-palette-color-lookup-table" not in modules:
         keywords -= PALETTE  # what was a palette is RGB now
     if "image-plane" not in modules:  # there, Pixel Spacing is required
         keywords -= {keyword for keyword in _SPACINGS if not _is_spacing(source.get(keyword))}
     derived = copied(source, keywords)
-    if "overlay-plane" in modules:
-        derived.update(copied_overlays(source))
-    return derived
+    if "overlay-plane" in modules or not converted:  # some IODs forbid them, but then their source has them as well
+        derived.update(_overlays(source, pixels))
+    carried = Dataset()
+    for part in (derived, _scanner(source)):
+        carried.update(part)
+    grouped = _is_grouped(source, sop_class, converted=converted)
+    return derived, left_behind(source, carried, keywords | EQUIPMENT, grouped=grouped)
+
+
+def _overlays(source: Dataset, pixels: PixelSummary) -> Dataset:
+    """Overlay planes with their own bits, also those that had them in the pixel cells."""
+    result = Dataset()
+    for group in (*own_planes(source), *pixels.overlays):
+        result.update(copied_overlay(source, group))
+        set_layout(result, group)
+    for group, data in pixels.overlays.items():
+        shape = pixels.format
+        set_data(result, group, data, rows=shape.rows, columns=shape.columns, frames=pixels.number_of_frames)
+    return result
+
+
+def _is_grouped(source: Dataset, sop_class: SopClass, *, converted: bool) -> bool:
+    """Whether the functional groups go along."""
+    there = "PerFrameFunctionalGroupsSequence" in source and not converted
+    return there and "multi-frame-functional-groups" in modules_of(sop_class.iod)
 
 
 def _is_spacing(value: object) -> bool:
@@ -232,7 +286,7 @@ def _series_description(source: Dataset, provenance: Provenance) -> str:
 def _equipment(derived: Dataset, making: Making) -> None:
     """PS3.3 C.7.5.1: we made it; who acquired it becomes Contributing Equipment (C.12.1.1.5)."""
     source = making.source
-    scanner = _valid(copied(source, EQUIPMENT))
+    scanner = _scanner(source)
     scanner.Manufacturer = scanner.get("Manufacturer") or "UNKNOWN"
     purpose = PROCESSING if image_type(source)[:1] == ["DERIVED"] else ACQUISITION
     scanner.PurposeOfReferenceCodeSequence = Sequence([code_item(purpose)])
@@ -245,11 +299,14 @@ def _equipment(derived: Dataset, making: Making) -> None:
     derived.SoftwareVersions = __version__
 
 
+def _scanner(source: Dataset) -> Dataset:
+    return _valid(copied(source, EQUIPMENT))
+
+
 def _reference(derived: Dataset, making: Making) -> None:
     """What it was made of, and how: frame by frame in functional groups, otherwise once (PS3.3 C.12.4)."""
     source, provenance, iod = making.source, making.provenance, making.sop_class.iod
-    grouped = "PerFrameFunctionalGroupsSequence" in source and not making.converted
-    grouped = grouped and "multi-frame-functional-groups" in modules_of(iod)
+    grouped = _is_grouped(source, making.sop_class, converted=making.converted)
     if grouped:
         derive_groups(derived, source, making.pixels.number_of_frames, making.description, derivation_codes(provenance))
     elif making.sop_class.kind == "ENHANCED" or iod == _TOMOGRAPHY:

@@ -24,7 +24,7 @@ from medenhance_dicom import frames, intensity
 from medenhance_dicom.comparison.maps import shown_map
 from medenhance_dicom.comparison.panels import Picture, panels, save
 from medenhance_dicom.decoding import Decoder
-from medenhance_dicom.derive import PixelSummary, derive_instance
+from medenhance_dicom.derive import PixelSummary, derivation
 from medenhance_dicom.errors import (
     DerivationError,
     InputError,
@@ -36,6 +36,7 @@ from medenhance_dicom.gate import FrameScores, examine, verdict_of
 from medenhance_dicom.gate.blend import Blended, blend
 from medenhance_dicom.guides import Guide
 from medenhance_dicom.manifest import Manifest, load_manifest
+from medenhance_dicom.overlays import packed
 from medenhance_dicom.part10 import write_document, write_instance
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe, runtime
 from medenhance_dicom.recipe import Recipe
@@ -154,9 +155,10 @@ class Enhancement:
                 result.pixels.number_of_frames,
                 result.source_digest(),
                 blended=blending is not None,
+                overlays=result.overlays(),
                 source_bytes=member.located.path.stat().st_size,
             )
-            derived = derive_instance(source, summary, provenance)
+            derived, left_behind = derivation(source, summary, provenance)
             if problems := assert_derived(derived, source, pixel_digest=summary.digest):
                 raise DerivationError("; ".join(problems))
             document = None
@@ -174,7 +176,7 @@ class Enhancement:
             return outcome_of(
                 member, verdict.outcome, "; ".join(filter(None, reasons)) or None, derived=str(target),
                 derived_sop_instance_uid=str(derived.SOPInstanceUID), repeated=found == "intact",
-                seconds=result.seconds, **names,
+                left_behind=left_behind, seconds=result.seconds, **names,
             )  # fmt: skip
         except TargetTakenError as error:
             return outcome_of(member, "failed", f"TARGET_TAKEN: {error}", seconds=result.seconds, **names)
@@ -229,6 +231,7 @@ class InstanceResult:
         self._file: IO[bytes] = self.path.open("wb")
         self._largest, self._sum, self._count = 0, 0.0, 0
         self._shares: list[float] = []
+        self._overlays: dict[int, list[NDArray[np.bool_]]] = {}
         self._pictures: dict[str, Picture] = {}
         self._worst, self._started = -1.0, time.monotonic()
 
@@ -254,6 +257,8 @@ class InstanceResult:
         change = np.abs(stored.astype(np.int64) - frame.stored.stored)
         self._largest = max(self._largest, int(change.max()))
         self._sum, self._count = self._sum + float(change.sum()), self._count + change.size
+        for group, plane in frame.stored.overlays.items():
+            self._overlays.setdefault(group, []).append(plane)
         self._source_hash.update(_little_endian(frame.stored.stored))
         block = _little_endian(stored)
         self._hash.update(block)
@@ -271,6 +276,10 @@ class InstanceResult:
     def source_digest(self) -> str:
         """SHA-256 of the source's decoded frames, in hex."""
         return self._source_hash.hexdigest()
+
+    def overlays(self) -> dict[int, bytes]:
+        """Group -> Overlay Data of the planes that lay in the pixel cells."""
+        return {group: packed(planes) for group, planes in self._overlays.items()}
 
     def change(self) -> dict[str, float]:
         """Largest and mean absolute change in stored values."""

@@ -9,8 +9,8 @@ groups).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from pydicom import Dataset
 from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, RLELossless
 
 from medenhance_dicom.errors import DerivationError, UnreadableInstanceError, UnsupportedInstanceError
+from medenhance_dicom.overlays import embedded_planes, planes_in
 from medenhance_dicom.palette import look_up, palette_of
 
 Array = npt.NDArray[Any]
@@ -58,11 +59,13 @@ class StoredFrame:
     stored: (H, W, C) in the format's dtype, bits above Bits Stored cleared or sign-extended.
     padding: bool (H, W), True where the pixel is padding; None without a Pixel Padding Value.
     padding_values: the stored values (lowest, highest) that mean padding and that no other pixel may take.
+    overlays: group -> bool (H, W), planes that lay in the pixel cells beside the sample (retired PS3.3 C.9.2).
     """
 
     stored: Array
     padding: npt.NDArray[np.bool_] | None = None
     padding_values: tuple[int, int] | None = None
+    overlays: Mapping[int, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -231,14 +234,21 @@ def stored_frame(instance: Dataset, decoded: Array, index: int) -> StoredFrame:
     native = np.ascontiguousarray(decoded, dtype=decoded.dtype.newbyteorder("="))
     raw = native.view(f"u{cells.allocated // 8}").reshape(pixels.rows, pixels.columns, samples)
     stored = _stored_values(instance, raw, cells)
+    overlays = planes_in(raw[..., 0], _embedded_planes(instance)) if samples == 1 else {}
     if palette:
-        return StoredFrame(look_up(palette_of(instance), stored[..., 0]))
+        return StoredFrame(look_up(palette_of(instance), stored[..., 0]), overlays=overlays)
     span = _padding_range(instance, cells, pixels.minimum, pixels.maximum) if samples == 1 else None
     if span is None:
-        return StoredFrame(stored)
+        return StoredFrame(stored, overlays=overlays)
     low, high, cell = span
     padding = (raw[..., 0] == cell) | ((stored[..., 0] >= low) & (stored[..., 0] <= high))
-    return StoredFrame(stored, padding, (low, high) if low <= high else None)
+    return StoredFrame(stored, padding, (low, high) if low <= high else None, overlays)
+
+
+def _embedded_planes(instance: Dataset) -> dict[int, int]:
+    """Overlay planes in the pixel cells; a lossy codec keeps none."""
+    syntax = getattr(getattr(instance, "file_meta", None), "TransferSyntaxUID", None)
+    return {} if syntax in _LOSSY else embedded_planes(instance)
 
 
 def _group_item(instance: Dataset, index: int, keyword: str) -> Dataset | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
 
 from medenhance_dicom import __version__
-from medenhance_dicom.attributes import LOSSY, attributes_of, copied
+from medenhance_dicom.attributes import LOSSY, POINTED_AT, attributes_of, copied
 from medenhance_dicom.provenance import MANUFACTURER, MODEL_NAME, Provenance
 from medenhance_dicom.sop_classes import SopClass, derived_image_type, image_type, transfer_syntax
 
@@ -30,6 +31,9 @@ _LOSSY_METHODS = {
 }  # transfer syntax -> Lossy Image Compression Method, PS3.3 C.7.6.1.1.5.1
 
 
+_INCREMENTS = ("FrameTime", "FrameTimeVector", *sorted(POINTED_AT - {"FrameTime", "FrameTimeVector"}))
+
+
 @dataclass(frozen=True)
 class PixelSummary:
     """What is known of the new Pixel Data."""
@@ -44,6 +48,8 @@ class PixelSummary:
     """Pixels of the source came back where the structure check objected: other pixels on purpose, another object."""
     source_bytes: int | None = None
     """Length of the source's compressed Pixel Data, to state the compression ratio of a lossy source that does not."""
+    overlays: Mapping[int, bytes] = field(default_factory=dict)
+    """Group -> Overlay Data of the planes that lay in the source's pixel cells, see `overlays.packed`."""
 
 
 @dataclass(frozen=True)
@@ -139,14 +145,37 @@ def multi_frame_secondary_capture(derived: Dataset, making: Making) -> None:
     if "PatientOrientation" not in derived and "ImageOrientationPatient" not in derived:
         derived.PatientOrientation = None
     derived.BurnedInAnnotation = making.source.get("BurnedInAnnotation") or "YES"
-    if making.pixels.number_of_frames > 1 and not derived.get("FrameIncrementPointer"):
-        derived.FrameTime = making.source.get("FrameTime") or "1000"
-        derived.FrameIncrementPointer = tag_for_keyword("FrameTime")
     if making.pixels.format.samples == 1:
-        derived.PresentationLUTShape = "IDENTITY"
-        derived.RescaleSlope = making.source.get("RescaleSlope") or "1"
-        derived.RescaleIntercept = making.source.get("RescaleIntercept") or "0"
-        derived.RescaleType = making.source.get("RescaleType") or "US"
+        _with_defaults(derived, PresentationLUTShape="IDENTITY")
+        if "ModalityLUTSequence" not in derived:  # the one or the other, C.11.1
+            _with_defaults(derived, RescaleSlope="1", RescaleIntercept="0", RescaleType="US")
+
+
+def _with_defaults(derived: Dataset, **values: str) -> None:
+    for keyword, value in values.items():
+        if derived.get(keyword) in (None, ""):
+            setattr(derived, keyword, value)
+
+
+def frame_increment(derived: Dataset, making: Making) -> None:
+    """Frame Increment Pointer (PS3.3 C.7.6.6, C.8.6.3): what the source says of the step from frame to frame.
+
+    It names only attributes that are there; one whose target cannot come along (a private sequence, say) goes. Where
+    the source says nothing, frames of Secondary Capture are labelled by their numbers, which claims no timing.
+    """
+    pointers = derived.get("FrameIncrementPointer")
+    if "FrameIncrementPointer" in derived:
+        del derived.FrameIncrementPointer
+    listed = list(pointers) if isinstance(pointers, MultiValue) else [pointers]
+    there = [tag for tag in listed if tag in derived]
+    iod, frames = making.sop_class.iod, making.pixels.number_of_frames
+    if not there and frames > 1 and "FrameIncrementPointer" in attributes_of(iod):
+        known = [keyword for keyword in _INCREMENTS if derived.get(keyword) not in (None, "")]
+        if not known and "FrameLabelVector" in attributes_of(iod):
+            known, derived.FrameLabelVector = ["FrameLabelVector"], [str(n) for n in range(1, frames + 1)]
+        there = [tag_for_keyword(keyword) for keyword in known[:1]]
+    if there:
+        derived.FrameIncrementPointer = there if len(there) > 1 else there[0]
 
 
 def laterality(derived: Dataset, making: Making) -> None:

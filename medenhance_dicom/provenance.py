@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,6 +21,7 @@ NO_VERDICT = "Structure check not made."
 VERDICT = re.compile(r"\bStructure check (passed with a warning|passed|failed|not possible|not made)\b")
 """What every Derivation Description says, one way or another."""
 
+_NAMED = 5  # of what was left behind; the outcome has all
 _LO, _ST = 64, 1024  # the most characters of a Long String and a Short Text, PS3.5 section 6.2
 
 
@@ -123,12 +124,15 @@ def derivation_codes(provenance: Provenance) -> Sequence:
     return Sequence([code_item(step) for step in provenance.steps or CODES["contrast"]])
 
 
-def derivation_description(provenance: Provenance, *, hounsfield: bool = False) -> str:
+def derivation_description(
+    provenance: Provenance, *, hounsfield: bool = False, left_behind: Collection[str] = ()
+) -> str:
     """Derivation Description (0008,2111): for people, at most 1024 characters, nothing about the patient.
 
     Args:
         provenance: How the pixels came about.
         hounsfield: The values were Hounsfield units, and the disclaimer names them.
+        left_behind: What the source has and the derived object lacks.
     """
     method = provenance.method
     if provenance.weights:
@@ -142,6 +146,9 @@ def derivation_description(provenance: Provenance, *, hounsfield: bool = False) 
     if provenance.synthetic:
         sentences.append("Contains content that was not acquired.")
     sentences.append("Rows, columns and geometry are the source image's.")
+    if left_behind:
+        named = list(left_behind)[:_NAMED] + ["and others"] * (len(left_behind) > _NAMED)
+        sentences.append(f"Left behind: {'; '.join(named)}.")
     if provenance.parameters:
         sentences.append(f"Parameters: {provenance.parameters}.")
     return _plain(" ".join(sentences), _ST)

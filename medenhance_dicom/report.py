@@ -50,6 +50,8 @@ class Outcome:
     """It was finished before: what stands at its target was verified, and nothing was written."""
     replaces: str | None = None
     """SOP Instance UID of the derived object that this one stands for now, since the source was corrected."""
+    left_behind: list[str] = field(default_factory=list)
+    """What the source has and the derived object lacks, in words; see `left_behind`."""
     seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 from pydicom import Dataset
 from pydicom.uid import UID
 
+from medenhance_dicom.overlays import embedded_planes, own_planes
 from medenhance_dicom.provenance import is_own_equipment
 from medenhance_dicom.uids import INSTANCE_CREATOR_UID
 
@@ -326,6 +327,8 @@ def _target(instance: Dataset, uid: str) -> str:
     if uid != SINGLE_SC and not misfit:
         return COLOUR_SC if colour and not WRITABLE[uid].colour else uid
     bits = (instance.get("BitsAllocated"), instance.get("BitsStored"))
+    if not _has_frames(instance) and (own_planes(instance) or embedded_planes(instance)):
+        return uid  # the multi-frame classes forbid overlays, PS3.3 A.8.3 to A.8.5
     if colour:
         return COLOUR_SC if bits == (8, 8) or instance.get("PhotometricInterpretation") == "PALETTE COLOR" else uid
     plain = instance.get("PhotometricInterpretation") == "MONOCHROME2" and instance.get("PixelRepresentation") == 0

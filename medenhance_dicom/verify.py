@@ -18,7 +18,15 @@ from typing import Any
 from pydicom import Dataset
 from pydicom.multival import MultiValue
 
-from medenhance_dicom.attributes import IDENTITY, LOSSY, attributes_of, forbidden_in
+from medenhance_dicom.attributes import (
+    IDENTITY,
+    LOSSY,
+    POINTED_AT,
+    SHOWN_GREY,
+    SHUTTER,
+    attributes_of,
+    forbidden_in,
+)
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.identity import (
     derived_instance_uid,
@@ -249,8 +257,15 @@ def _contents(derived: Dataset) -> Iterator[str]:
         yield "SOPClassUID: not a class that we write"
         return
     present = {element.keyword for element in derived if element.tag.group < 0x6000 and not element.tag.is_private}
-    for name in sorted(present - attributes_of(sop_class.iod) - _EVERYWHERE):
+    for name in sorted(present - attributes_of(sop_class.iod) - _EVERYWHERE - SHUTTER - _shown(derived)):
         yield f"{name}: not an attribute of this IOD"
+
+
+def _shown(derived: Dataset) -> frozenset[str]:
+    """What may stand beside the attributes of any IOD, for the picture would look another without it."""
+    return (SHOWN_GREY if derived.get("SamplesPerPixel") == 1 else frozenset()) | (
+        POINTED_AT if "FrameIncrementPointer" in derived else frozenset()
+    )
 
 
 def _against(derived: Dataset, source: Dataset) -> Iterator[str]:

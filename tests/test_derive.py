@@ -454,13 +454,6 @@ def test_burned_in_annotation_of_converted_captures(burned_in, expected):
     assert "FrameIncrementPointer" not in derived
 
 
-def test_several_frames_of_a_capture_have_a_pointer():
-    source = synthetic.make_instance("ByteSC", frames=3, FrameIncrementPointer=None, FrameTime=None)
-    derived = derive(source)
-    assert (derived.NumberOfFrames, derived.FrameIncrementPointer) == (3, 0x00181063)
-    assert derived.FrameTime > 0
-
-
 def test_palette_becomes_rgb():
     source = synthetic.make_instance(
         "US", PhotometricInterpretation="PALETTE COLOR", SamplesPerPixel=1, PlanarConfiguration=None
@@ -473,19 +466,6 @@ def test_palette_becomes_rgb():
     derived = derive(source)
     assert (derived.PhotometricInterpretation, derived.SamplesPerPixel, derived.PlanarConfiguration) == ("RGB", 3, 0)
     assert not [keyword for keyword in derived.dir() if "Palette" in keyword]
-
-
-def test_overlays_stay_only_where_the_iod_has_them_and_their_bits_are_their_own():
-    source = synthetic.make_instance("CR")
-    for group, position in ((0x6000, 0), (0x6002, 12)):
-        source.add_new((group, 0x0010), "US", 16)
-        source.add_new((group, 0x0011), "US", 12)
-        source.add_new((group, 0x0102), "US", position)
-        source.add_new((group, 0x3000), "OW", bytes(24))
-    assert {element.tag.group for element in derive(source) if element.tag.group >= 0x6000} == {0x6000}
-    capture = synthetic.make_instance("SC")
-    capture.add_new((0x6000, 0x3000), "OW", bytes(24))
-    assert not [element for element in derive(capture) if element.tag.group >= 0x6000]
 
 
 def test_colour_photographs_get_a_profile_and_keep_theirs(op):
