@@ -7,6 +7,7 @@ enhanced and written to a scratch file in batches.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import secrets
 import tempfile
@@ -20,27 +21,30 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medenhance_dicom import frames, intensity
+from medenhance_dicom import frames
 from medenhance_dicom.comparison.maps import shown_map
 from medenhance_dicom.comparison.panels import Picture, panels, save
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.derive import PixelSummary, derivation
 from medenhance_dicom.errors import (
+    OUT_OF_MEMORY,
     DerivationError,
+    FrameError,
     InputError,
     OutputError,
     TargetTakenError,
     UnsupportedInstanceError,
+    is_out_of_memory,
 )
 from medenhance_dicom.gate import FrameScores, examine, verdict_of
-from medenhance_dicom.gate.blend import Blended, blend
+from medenhance_dicom.gate.blend import blend
 from medenhance_dicom.guides import Guide
 from medenhance_dicom.manifest import Manifest, load_manifest
 from medenhance_dicom.overlays import packed
 from medenhance_dicom.part10 import write_document, write_instance
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe, runtime
 from medenhance_dicom.recipe import Recipe
-from medenhance_dicom.report import Outcome
+from medenhance_dicom.report import UNCHANGED, UNREADABLE, Outcome
 from medenhance_dicom.selection import Settings, choose_methods, outcome_of, read_members, recipes_of
 from medenhance_dicom.series import Member, Series
 from medenhance_dicom.structured_report import structured_report
@@ -117,22 +121,36 @@ class Enhancement:
     def _enhance_series(
         self, series: Series, prepared: PreparedRecipe, decoder: Decoder, scratch: Path
     ) -> Iterator[Outcome]:
-        """Enhance a series: one intensity map for all its frames, batches across its instances."""
-        line = SeriesIntensity(series, prepared.recipe, decoder, self.settings.limits)
-        current: InstanceResult | None = None
-        for item in prepared.enhance(unit_frames(series, line, prepared.region, **_names(prepared))):
-            if isinstance(item, Outcome):
-                if current is not None:
-                    current.discard()
-                current = None
-                yield item
-                continue
-            if current is None or current.member is not item.member:
-                current = InstanceResult(item.member, item.instance, prepared, scratch, self.settings)
-            current.add(item)
-            if item.index + 1 == item.pixels.number_of_frames:
-                yield self._finish(current)
-                current = None
+        """Enhance a series, instance by instance; what they share is their intensity map, see `SeriesIntensity`."""
+        maps = SeriesIntensity(series, prepared.recipe, decoder, self.settings.limits)
+        for member in series.members:
+            yield self._enhance_instance(member, maps, prepared, scratch)
+
+    def _enhance_instance(
+        self, member: Member, maps: SeriesIntensity, prepared: PreparedRecipe, scratch: Path
+    ) -> Outcome:
+        """Enhance, judge and write one instance; whatever is the matter with a frame of it fails no other instance."""
+        result: InstanceResult | None = None
+        try:
+            for frame in unit_frames(member, maps, prepared.region):
+                result = result or InstanceResult(member, frame.instance, prepared, scratch, self.settings)
+                result.add(frame, prepared.enhance_picture(frame.unit, frame.enhance_here))
+            assert result is not None  # an instance has a frame at least
+            return self._finish(result)
+        except InputError as error:
+            return outcome_of(member, "failed", f"{UNREADABLE}: {error}", **_names(prepared))
+        except UnsupportedInstanceError as error:
+            return outcome_of(member, "skipped", str(error), **_names(prepared))
+        except FrameError as error:
+            return outcome_of(member, "failed", str(error), **_names(prepared))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        finally:
+            if result is not None:
+                result.discard()
+        gc.collect()  # now that nothing holds the frame any more
+        return outcome_of(member, "failed", f"{OUT_OF_MEMORY}: too little memory for this instance", **_names(prepared))
 
     def _finish(self, result: InstanceResult) -> Outcome:
         """Judge, derive, check and write one instance whose frames are all there."""
@@ -145,6 +163,9 @@ class Enhancement:
         verdict = settled(verdict, blending)
         values = values_of(verdict, result.scores, prepared.thresholds, mode=settings.gate, blending=blending)
         names |= {"lassim": verdict.lassim, "verdict": values | result.change()}
+        if result.unchanged() and prepared.method != "identity":
+            reason = f"{UNCHANGED}: {prepared.method} changes no stored value"
+            return outcome_of(member, "skipped", reason, seconds=result.seconds, **names)
         try:
             if verdict.outcome == "withheld":
                 return outcome_of(member, "withheld", verdict.reason, seconds=result.seconds, **names)
@@ -182,8 +203,6 @@ class Enhancement:
             return outcome_of(member, "failed", f"TARGET_TAKEN: {error}", seconds=result.seconds, **names)
         except (DerivationError, InputError, UnsupportedInstanceError) as error:
             return outcome_of(member, "failed", f"NOT_DERIVED: {error}", seconds=result.seconds, **names)
-        finally:
-            result.discard()
 
     def _put(self, instance: Dataset, write: Callable[[], None]) -> Standing:
         """Write an object where it is not yet, or where it is damaged or to be overwritten; what was there before."""
@@ -235,25 +254,28 @@ class InstanceResult:
         self._pictures: dict[str, Picture] = {}
         self._worst, self._started = -1.0, time.monotonic()
 
-    def add(self, frame: UnitFrame) -> None:
-        """Examine an enhanced frame, blend it where that is asked for, and encode it as stored values."""
-        assert frame.after is not None
-        after = np.where(frame.enhance_here[..., None], frame.after, frame.unit).astype(np.float32)
+    def add(self, frame: UnitFrame, after: NDArray[np.float32]) -> None:
+        """Encode an enhanced frame, (H, W, C) in [0, 1], as stored values, and examine what those show.
+
+        Where that is asked for and structure changed, the source is blended in first.
+
+        Raises:
+            FrameError: NOT_FINITE.
+        """
         level, thresholds, inside = self.prepared.recipe.gate.level, self.prepared.thresholds, frame.enhance_here
-        scores = judged = examine(frame.unit, after, level=level, inside=inside)
-        blended: Blended | None = None
+        stored = frame.encode(after)
+        shown = released = frame.shown(stored)
+        scores = judged = examine(frame.unit, shown, level=level, inside=inside)
         if self.settings.gate == "blend":
-            blended = blend(frame.unit, after, scores, thresholds, level=level, inside=inside)
+            blended = blend(frame.unit, shown, scores, thresholds, level=level, inside=inside)
+            if blended is not None:
+                stored = frame.encode(blended.after)
+                released = frame.shown(stored)
+                scores = examine(frame.unit, released, level=level, inside=inside)
+                self._shares.append(blended.share)
         if self.settings.preview:
-            self._draw(frame, after, blended, judged)
-        if blended is not None:
-            after, scores = blended.after, blended.scores
-            self._shares.append(blended.share)
+            self._draw(frame, shown, released, judged)
         self.scores.append(scores)
-        delta = intensity.delta_to_modality(
-            frame.unit, after, frame.map, frames.to_modality(frame.stored.stored, frame.line)
-        )
-        stored = frames.encode_residual(frame.stored, delta, frame.line, frame.pixels)
         change = np.abs(stored.astype(np.int64) - frame.stored.stored)
         self._largest = max(self._largest, int(change.max()))
         self._sum, self._count = self._sum + float(change.sum()), self._count + change.size
@@ -285,17 +307,22 @@ class InstanceResult:
         """Largest and mean absolute change in stored values."""
         return {"max_change": self._largest, "mean_change": round(self._sum / max(self._count, 1), 4)}
 
+    def unchanged(self) -> bool:
+        """Whether every stored value is the source's."""
+        return self._largest == 0
+
     def blending(self) -> Blending | None:
         """How much came back from the source; None: nothing."""
         if not self._shares:
             return None
         return Blending(sum(self._shares) / len(self.scores), len(self._shares), max(self._shares))
 
-    def _draw(self, frame: UnitFrame, after: NDArray[np.float32], blended: Blended | None, judged: FrameScores) -> None:
+    def _draw(
+        self, frame: UnitFrame, after: NDArray[np.float32], released: NDArray[np.float32], judged: FrameScores
+    ) -> None:
         """Keep the pictures of the first frame and of the worst so far; the map is that of before any blending."""
         thresholds = self.prepared.thresholds
         excess, check = excess_of(judged, thresholds)
-        released = after if blended is None else blended.after
         if frame.index == 0:
             self._pictures[""] = (np.hstack([frame.unit, released]) * 255 + 0.5).astype(np.uint8)
         if frame.index and excess <= self._worst:

@@ -5,6 +5,7 @@ MedenhanceError
 │   ├── UnreadableInstanceError    not DICOM, truncated, or its pixels do not decode
 │   └── LimitExceededError         it declares more than we are willing to decode
 ├── UnsupportedInstanceError   readable, but refused: carries a reason code (outcome `skipped`)
+├── FrameError                 a frame cannot be enhanced, here or now: carries a reason code (outcome `failed`)
 ├── RecipeError                a recipe file is wrong, or no such recipe (exit code 2)
 ├── ConfigurationError         the node's configuration is wrong (exit code 2)
 ├── PeerError                  a DICOM peer or server refuses, fails or is not there (exit code 11)
@@ -45,6 +46,14 @@ class UnsupportedInstanceError(MedenhanceError):
         self.reason = reason
 
 
+class FrameError(MedenhanceError):
+    """A frame that cannot be enhanced, which fails its instance alone; `reason` is a stable upper-case code."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(f"{reason}: {message}")
+        self.reason = reason
+
+
 class RecipeError(MedenhanceError):
     """A recipe that does not load, or that no file provides."""
 
@@ -78,3 +87,16 @@ class TargetTakenError(MedenhanceError):
 
 class DerivationError(MedenhanceError):
     """A derived object that breaks one of our own rules."""
+
+
+OUT_OF_MEMORY = "OUT_OF_MEMORY"
+"""Reason of what may succeed another time."""
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "could not allocate")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, of the host or of a device, did not suffice: NumPy and PyTorch say so in several ways."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)

@@ -286,26 +286,30 @@ def modality_line(instance: Dataset, index: int) -> ModalityLine:
     return ModalityLine(values["RescaleSlope"] or 1.0, values["RescaleIntercept"])
 
 
-def voi_window(instance: Dataset, index: int) -> tuple[float, float] | None:
-    """The (low, high) modality values that the instance itself asks to be shown (PS3.3 C.11.2).
+def voi_windows(instance: Dataset, index: int) -> list[tuple[float, float]]:
+    """The (low, high) modality values that the instance itself asks to be shown, in its order (PS3.3 C.11.2).
 
-    The first usable window: LINEAR c-0.5-(w-1)/2 .. c-0.5+(w-1)/2, LINEAR_EXACT c-w/2 .. c+w/2, and SIGMOID
-    c-w .. c+w, where the curve has passed from 2 % to 98 %. Else the input range of the first VOI LUT. The frame's own
-    Frame VOI LUT goes before the instance's window.
+    Windows with a usable width: LINEAR c-0.5-(w-1)/2 .. c-0.5+(w-1)/2, LINEAR_EXACT c-w/2 .. c+w/2, and SIGMOID
+    c-w .. c+w, where the curve has passed from 2 % to 98 %. A LINEAR width of 1 or less, which C.11.2.1.2.1 excludes
+    and scanners with a tiny slope write, is taken for LINEAR_EXACT. Then the input range of the first VOI LUT. The
+    frame's own Frame VOI LUT goes before the instance's window.
 
     Returns:
-        None when there is none, for colour, and behind a Modality LUT (see `modality_line`).
+        Empty when there is none, for colour, and behind a Modality LUT (see `modality_line`).
     """
     if instance.get("SamplesPerPixel") == 3 or instance.get("ModalityLUTSequence"):
-        return None
+        return []
     item = _group_item(instance, index, "FrameVOILUTSequence") or instance
     function = item.get("VOILUTFunction") or "LINEAR"
+    found = []
     for centre, width in zip(_values(item, "WindowCenter"), _values(item, "WindowWidth"), strict=False):
         if centre is None or width is None:
             continue
-        shift, half = {"LINEAR": (0.5, (width - 1) / 2), "SIGMOID": (0.0, width)}.get(function, (0.0, width / 2))
+        exact = 0.0, width / 2
+        linear = (0.5, (width - 1) / 2) if width > 1 else exact
+        shift, half = {"LINEAR": linear, "SIGMOID": (0.0, width)}.get(function, exact)
         if half > 0:
-            return centre - shift - half, centre - shift + half
+            found.append((centre - shift - half, centre - shift + half))
     tables = instance.get("VOILUTSequence")
     if isinstance(tables, Sequence) and len(tables) and isinstance(tables[0], Dataset):
         descriptor = tables[0].get("LUTDescriptor")
@@ -314,8 +318,8 @@ def voi_window(instance: Dataset, index: int) -> tuple[float, float] | None:
             if first >= 32768 and instance.get("PixelRepresentation") == 1:
                 first -= 65536  # SS written as US
             if count > 1:
-                return float(first), float(first + count - 1)
-    return None
+                found.append((float(first), float(first + count - 1)))
+    return found
 
 
 def to_modality(stored: Array, line: ModalityLine) -> npt.NDArray[np.float32]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medenhance_dicom import frames, masks
 from medenhance_dicom.decoding import Decoder
-from medenhance_dicom.errors import InputError, ModelError, RecipeError, UnsupportedInstanceError
+from medenhance_dicom.errors import FrameError, InputError, ModelError, RecipeError, UnsupportedInstanceError
 from medenhance_dicom.guides import (
     PICTURE_SUFFIXES,
     Guide,
@@ -71,23 +71,25 @@ def read_pictures(paths: Iterable[Path], settings: Settings) -> Iterator[Picture
                     yield item
                 continue
             series, recipe = item
-            line = SeriesIntensity(series, recipe, decoder, settings.limits)
+            maps = SeriesIntensity(series, recipe, decoder, settings.limits)
             for member in series.members:
                 try:
-                    yield _picture(member, line, recipe)
+                    yield _picture(member, maps, recipe)
                 except InputError as error:
                     yield outcome_of(member, "failed", f"{UNREADABLE}: {error}")
                 except UnsupportedInstanceError as error:
                     yield outcome_of(member, "skipped", str(error))
+                except FrameError as error:
+                    yield outcome_of(member, "failed", str(error))
 
 
-def _picture(member: Member, line: SeriesIntensity, recipe: Recipe) -> Picture:
+def _picture(member: Member, maps: SeriesIntensity, recipe: Recipe) -> Picture:
     def region(unit: NDArray[np.float32], padding: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
         inside = masks.field_of_view(unit, recipe.mask.field_of_view)
         return inside if padding is None else inside & ~padding
 
-    instance = read_instance(member.located.path, limits=line.limits)
-    frame = unit_frame(member, instance, frames.pixel_format(instance), 0, line, region)
+    instance = read_instance(member.located.path, limits=maps.limits)
+    frame = unit_frame(member, instance, frames.pixel_format(instance), 0, maps, region)
     return Picture(member.located.name, frame.unit, frame.enhance_here, instance.get("Modality"), recipe)
 
 

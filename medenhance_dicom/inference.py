@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from medenhance_dicom.enhancer import EnhancerSpec
-from medenhance_dicom.errors import ModelError
+from medenhance_dicom.errors import OUT_OF_MEMORY, FrameError, ModelError, is_out_of_memory
 from medenhance_dicom.manifest import Manifest, load_manifest, load_network
 from medenhance_dicom.networks.hqgnet import GuidedNetwork, HQGNetGenerator
 
@@ -43,12 +43,10 @@ Frames = NDArray[np.float32]
 Engine = Literal["torch", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-BATCH = 4
 COMPILED_SIZES = 4
 PROBE_SIDE = 256
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 _log = logging.getLogger(__name__)
 
@@ -152,7 +150,8 @@ class NetworkEnhancer:
         device: Where PyTorch runs.
         engine: "torch" or "openvino".
         precision: What convolutions are computed in; grey levels and statistics stay float32 where the network asks.
-        batch: Frames at once in PyTorch; halved for good when memory runs out.
+        batch: Frames at once in PyTorch; halved for good when memory runs out. On a CPU more than one gains nothing,
+            and small convolutions then give other bits than frame by frame (oneDNN is skipped for one of them).
 
     Raises:
         ModelError: OpenVINO cannot convert the network.
@@ -166,7 +165,7 @@ class NetworkEnhancer:
         engine: Engine = "torch",
         precision: Precision = "fp32",
         *,
-        batch: int = BATCH,
+        batch: int = 1,
     ) -> None:
         self.spec, self.device, self.engine, self.precision = spec, torch.device(device), engine, precision
         self.batch = max(1, batch)
@@ -188,7 +187,7 @@ class NetworkEnhancer:
 
         Raises:
             ValueError: The size or the number of channels does not fit.
-            ModelError: Non-finite values even in float32, or too little memory for one frame.
+            FrameError: NOT_FINITE, even in float32; OUT_OF_MEMORY, for one frame alone.
         """
         _, height, width, channels = frames.shape
         if channels != self.spec.channels and (channels, self.spec.channels) not in ((1, None), (1, 3), (3, None)):
@@ -202,10 +201,12 @@ class NetworkEnhancer:
             part = slice(start, start + self.batch)
             try:
                 result[part] = self._finite(frames[part])
-            except (RuntimeError, MemoryError) as error:
-                self._halve_batch(error)
+                start += self.batch
                 continue
-            start += self.batch
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._halve_batch()  # here, for the error's traceback would hold on to the tensors
         return result
 
     def reference(self, frames: Frames) -> Frames:
@@ -221,7 +222,7 @@ class NetworkEnhancer:
             _log.warning("non-finite values from %s in %s; once more in float32", self.engine, self.precision)
             result = self._unit(frames, lambda x: self._torch(x, "fp32"))
         if not np.isfinite(result).all():
-            raise ModelError("the network gives non-finite values for this picture")
+            raise FrameError("NOT_FINITE", "the network gives values that are no numbers for this picture")
         return np.clip(result, 0, 1)
 
     def _unit(self, frames: Frames, run: Callable[[Frames], Frames]) -> Frames:
@@ -248,18 +249,13 @@ class NetworkEnhancer:
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), half:
             return self.network(torch.from_numpy(x).to(self.device, memory_format=layout)).float().cpu().numpy()
 
-    def _halve_batch(self, error: RuntimeError | MemoryError) -> None:
-        short = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-            words in str(error).lower() for words in _OUT_OF_MEMORY
-        )
-        if not short:
-            raise error
-        if self.batch == 1:
-            raise ModelError("too little memory for one frame of this size") from error
-        self.batch //= 2
-        _log.warning("out of memory on %s; going on with %d frames at once", self.device.type, self.batch)
+    def _halve_batch(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        if self.batch == 1:
+            raise FrameError(OUT_OF_MEMORY, f"too little memory on {self.device.type} for one frame of this size")
+        self.batch //= 2
+        _log.warning("out of memory on %s; going on with %d frames at once", self.device.type, self.batch)
 
 
 class _CompiledModels:
@@ -313,7 +309,7 @@ def load_enhancer(
     device: str = "auto",
     engine: str = "auto",
     precision: str = "auto",
-    batch: int = BATCH,
+    batch: int = 1,
     v_z: NDArray[np.float32] | None = None,
 ) -> NetworkEnhancer:
     """Weights of the manifest, ready to run.

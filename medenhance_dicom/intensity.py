@@ -15,6 +15,7 @@ Mask = NDArray[np.bool_]
 Method = Literal["range", "window", "percentile"]
 
 SAMPLE_VALUES = 4_000_000  # at most about so many go into the percentiles
+WINDOW_SHARE = 1e-3  # of a frame's pixels; a window that holds fewer shows nothing of it
 N4_SHRINK = 4
 N4_BOUND = 4.0  # a bias field beyond this factor is not believed
 
@@ -47,7 +48,7 @@ def fit_intensity(
     percentiles: tuple[float, float] = (0.5, 99.5),
     inverted: bool = False,
 ) -> IntensityMap:
-    """Decide, once per series, which modality values become 0 and 1.
+    """Decide which modality values become 0 and 1, for all frames that share the map.
 
     Args:
         sample: modality values, each (H, W, C); only "percentile" looks at them, "window" where there is none.
@@ -80,6 +81,26 @@ def fit_intensity(
     return IntensityMap(lo, lo + 1, inverted, "percentile")
 
 
+def usable_window(
+    modality: Values, padding: Mask | None, windows: Sequence[tuple[float, float]]
+) -> tuple[float, float] | None:
+    """The first window that holds pixels of a frame: within one that does not, an enhancer would change nothing.
+
+    Args:
+        modality: Modality values (H, W, C).
+        padding: bool (H, W), True for padding; None: none.
+        windows: (lo, hi) in modality units, the wanted ones first.
+
+    Returns:
+        One of them, which holds at least `WINDOW_SHARE` of the pixels outside padding; None: none does.
+    """
+    values = modality if padding is None else modality[~padding]
+    for lo, hi in windows:
+        if lo < hi and values.size and np.mean((values >= lo) & (values <= hi)) >= WINDOW_SHARE:
+            return lo, hi
+    return None
+
+
 def to_unit(modality: Values, line: IntensityMap) -> Unit:
     """Modality values (any shape) -> float32 in [0, 1]; outside lo..hi it is clipped, and NaN is 0."""
     unit = (modality.astype(np.float64) - line.lo) / (line.hi - line.lo)
@@ -87,21 +108,22 @@ def to_unit(modality: Values, line: IntensityMap) -> Unit:
     return (1 - unit if line.inverted else unit).astype(np.float32)
 
 
-def delta_to_modality(before: Unit, after: Unit, line: IntensityMap, modality: Values) -> NDArray[np.float64]:
+def delta_to_modality(before: Unit, after: Unit, line: IntensityMap) -> NDArray[np.float64]:
     """The enhancer's change as a difference in modality units, to be added to the source's own values.
+
+    A value outside lo..hi is moved as the end of the range at its place is, and so is never compressed: most methods
+    leave black and white alone, and then it stays as it is; where one does not (a bias field), a value that stayed
+    behind its neighbours would stand out as structure.
 
     Args:
         before: unit values that the enhancer was given.
         after: unit values that it gave back, same shape.
         line: the map that made `before`.
-        modality: the source's modality values, same shape.
 
     Returns:
-        float64 of that shape; exactly 0 where after == before, and where the source lies outside lo..hi, since the
-        enhancer never saw what is there.
+        float64 of that shape; exactly 0 where after == before.
     """
     change = (after.astype(np.float64) - before) * (line.hi - line.lo)
-    change = np.where((modality >= line.lo) & (modality <= line.hi), change, 0.0)
     return np.negative(change, out=change) if line.inverted else change
 
 

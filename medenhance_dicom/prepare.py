@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +20,6 @@ from medenhance_dicom.recipe import Recipe
 Unit = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-BATCH_FRAMES = 4
-BATCH_PIXELS = 4 << 20
 DEFAULT_THRESHOLDS = Thresholds(minimum=0.5, warn_below=0.6)
 """For conventional methods whose recipe says nothing: honest local contrast methods score around 0.75."""
 
@@ -66,37 +62,19 @@ class PreparedRecipe:
         """
         return region_of(self.recipe, unit, padding)
 
-    def enhance(self, stream: Iterable[Any]) -> Iterator[Any]:
-        """Pass a stream through: what has a `unit` comes back with `after`, in order; everything else as it is.
+    def enhance_picture(self, unit: Unit, region: Mask | None = None) -> Unit:
+        """One picture (H, W, C) in [0, 1], enhanced by itself, so that no other has a part in its pixels.
 
-        Consecutive frames of one shape are enhanced together.
+        Args:
+            unit: (H, W, C) in [0, 1].
+            region: (H, W), where it may change; None: as `region` says.
+
+        Returns:
+            The same shape.
         """
-        batch: list[Any] = []
-        for item in stream:
-            is_frame = hasattr(item, "unit")
-            if batch and (not is_frame or item.unit.shape != batch[0].unit.shape or _is_full(batch)):
-                yield from self._run(batch)
-                batch = []
-            if is_frame:
-                batch.append(item)
-            else:
-                yield item
-        if batch:
-            yield from self._run(batch)
-
-    def enhance_picture(self, unit: Unit) -> Unit:
-        """One picture (H, W, C) in [0, 1], enhanced where `region` lets it; the same shape."""
-        region = self.region(unit, None)
+        region = self.region(unit, None) if region is None else region
         after = self._at_resolution(self._without_bias(unit, region)[None], region[None])[0]
         return np.where(region[..., None], after, unit).astype(np.float32)
-
-    def _run(self, batch: list[Any]) -> Iterator[Any]:
-        units = np.stack([frame.unit for frame in batch])  # (N, H, W, C)
-        regions = np.stack([frame.enhance_here for frame in batch])
-        base = np.stack([self._without_bias(u, r) for u, r in zip(units, regions, strict=True)])
-        after = self._at_resolution(base, regions)
-        for frame, result in zip(batch, after, strict=True):
-            yield replace(frame, after=result)
 
     def _without_bias(self, unit: Unit, region: Mask) -> Unit:
         if not self.recipe.intensity.n4 or unit.shape[2] != 1:
@@ -167,10 +145,6 @@ def region_of(recipe: Recipe, unit: Unit, padding: Mask | None) -> Mask:
     if recipe.mask.keep_text:
         here = here & ~masks.burned_in_text(unit)
     return here if padding is None else here & ~padding
-
-
-def _is_full(batch: list[Any]) -> bool:
-    return len(batch) >= BATCH_FRAMES or (len(batch) + 1) * batch[0].unit.size > BATCH_PIXELS
 
 
 def prepare_recipe(

@@ -28,7 +28,9 @@ class IntensityRecipe(_Part):
     """How modality values become [0, 1]."""
 
     method: Literal["range", "window", "percentile"] = "range"
-    """range: all legal values; window: the instance's own window, else percentile; percentile: of the series."""
+    """range: all legal values; window: the image's own, else percentile; percentile: of what `scope` says."""
+    scope: Literal["auto", "image", "series"] = "auto"
+    """What shares a map by percentile. image: no two instances; series: all; auto: the slices of a volume."""
     low: Annotated[float, Field(ge=0, lt=100)] = 0.5
     """Lower percentile."""
     high: Annotated[float, Field(gt=0, le=100)] = 99.5
@@ -136,8 +138,14 @@ class Recipe(_Part):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the recipe as canonical JSON: sorted keys, no spaces, every default written out."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        """SHA-256 (hex) of the recipe as canonical JSON: sorted keys, no spaces, every default written out.
+
+        But for keys that came after version 1 of this format, so that recipes without them keep their digests.
+        """
+        value = self.model_dump(mode="json")
+        if self.intensity.scope == "auto":
+            del value["intensity"]["scope"]
+        canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
     def fits(self, facts: Mapping[str, Fact]) -> bool:

@@ -22,6 +22,8 @@ SCHEMA = "medenhance-dicom/run-report/3"
 UNREADABLE = "UNREADABLE"
 KEPT = "reports"
 """Folder of the reports of every run, beside the newest one."""
+UNCHANGED = "UNCHANGED"
+"""Reason of an instance whose enhancement would be its copy; nothing is written."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ _HOMOGENEOUS = (
 )
 _UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _ORDERING = ("ImageOrientationPatient", "ImagePositionPatient", "InstanceNumber")
+_SCALE = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction")
 
 
 @dataclass
@@ -66,10 +67,18 @@ def group_series(members: Iterable[Member]) -> list[Series]:
     return list(groups.values())
 
 
+def parallel_slices(members: Sequence[Member]) -> bool:
+    """Whether all members have a position and the same orientation (PS3.3 C.7.6.2.1.1): slices of one stack."""
+    return _positions(members) is not None
+
+
 def grouping_header(instance: Dataset, keywords: Iterable[str] = ()) -> Dataset:
-    """What grouping and ordering need of a header, and the given keywords: small enough to keep for every instance."""
+    """What grouping, ordering and a common intensity map need of a header, and the given keywords.
+
+    Small enough to keep for every instance.
+    """
     slim = Dataset()
-    for keyword in (*_HOMOGENEOUS, *_UIDS, *_ORDERING, *keywords):
+    for keyword in (*_HOMOGENEOUS, *_UIDS, *_ORDERING, *_SCALE, *keywords):
         if keyword in instance:
             slim[keyword] = instance[keyword]
     return slim
@@ -81,7 +90,7 @@ def _text(instance: Dataset, keyword: str) -> str:
 
 
 def _in_order(members: list[Member]) -> list[Member]:
-    positions = _positions(members)
+    positions = _positions(members) or [0.0] * len(members)
 
     def order(pair: tuple[float, Member]) -> tuple[float, bool, int, str]:
         position, member = pair
@@ -92,19 +101,18 @@ def _in_order(members: list[Member]) -> list[Member]:
     return [member for _, member in sorted(zip(positions, members, strict=True), key=order)]
 
 
-def _positions(members: list[Member]) -> list[float]:
-    """Distance of every member along the common slice normal in mm (PS3.3 C.7.6.2.1.1); all 0 where there is none."""
+def _positions(members: Sequence[Member]) -> list[float] | None:
+    """Distance of every member along the common slice normal in mm (PS3.3 C.7.6.2.1.1); None where there is none."""
     orientations = [_vector(m.instance, "ImageOrientationPatient", 6) for m in members]
     positions = [_vector(m.instance, "ImagePositionPatient", 3) for m in members]
-    nowhere = [0.0] * len(members)
     if any(v is None for v in (*orientations, *positions)):
-        return nowhere
+        return None
     directions = np.array(orientations, dtype=float)
     if np.abs(directions - directions[0]).max() > _SAME_ORIENTATION:
-        return nowhere
+        return None
     normal = np.cross(directions[0, :3], directions[0, 3:])
     if not 0.9 < float(np.linalg.norm(normal)) < 1.1:
-        return nowhere
+        return None
     return [round(float(d), 4) for d in np.array(positions, dtype=float) @ normal]
 
 

@@ -95,6 +95,9 @@ def _writable() -> Iterator[SopClass]:
         yield SopClass(STORAGE + suffix, iod, kind, colour)
 
 
+VOLUMES = frozenset(STORAGE + suffix for suffix in ("2", "4"))
+"""Classes whose single-frame instances may be slices of one volume (PS3.3 A.3, A.4)."""
+
 _SINGLE_FRAME = ("CR", "DX", "CT", "MR", "VL")
 
 WRITABLE = {sop_class.uid: sop_class for sop_class in _writable()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,25 +11,26 @@ from numpy.typing import NDArray
 
 from medenhance_dicom import frames, intensity
 from medenhance_dicom.decoding import Decoder
-from medenhance_dicom.errors import InputError, MedenhanceError, UnsupportedInstanceError
+from medenhance_dicom.errors import FrameError, InputError, MedenhanceError
 from medenhance_dicom.part10 import Limits, read_instance
 from medenhance_dicom.recipe import Recipe
-from medenhance_dicom.report import UNREADABLE, Outcome
-from medenhance_dicom.selection import outcome_of
-from medenhance_dicom.series import Member, Series
+from medenhance_dicom.series import Member, Series, parallel_slices
+from medenhance_dicom.sop_classes import VOLUMES
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-Region = Callable[[NDArray[np.float32], NDArray[np.bool_] | None], NDArray[np.bool_]]
+Unit = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Region = Callable[[Unit, Mask | None], Mask]
 """(H, W, C) in [0, 1] and padding or None -> bool (H, W)."""
 
-SAMPLED_FRAMES = 8  # of a series, to fit its one intensity map
+SAMPLED_FRAMES = 8  # of what shares an intensity map, to fit it
 
 
 @dataclass(frozen=True)
 class UnitFrame:
-    """One frame on its way: `stored` as in the file, `unit` for the enhancer, `after` when it comes back."""
+    """One frame on its way: `stored` as in the file, `unit` for the enhancer."""
 
     member: Member
     instance: Dataset
@@ -38,34 +39,97 @@ class UnitFrame:
     stored: frames.StoredFrame
     line: frames.ModalityLine
     map: intensity.IntensityMap
-    unit: NDArray[np.float32]
+    unit: Unit
     """(H, W, C) in [0, 1]."""
-    enhance_here: NDArray[np.bool_]
+    enhance_here: Mask
     """(H, W): False where text, surround or padding must stay as it is."""
-    after: NDArray[np.float32] | None = None
+
+    def encode(self, after: Unit) -> NDArray[np.integer]:
+        """Stored values (H, W, C) of the enhanced frame `after` (H, W, C); only `enhance_here` changes.
+
+        Raises:
+            FrameError: NOT_FINITE.
+        """
+        if not np.isfinite(after).all():
+            raise FrameError("NOT_FINITE", "the enhancer gives values that are no numbers")
+        after = np.where(self.enhance_here[..., None], after, self.unit)
+        delta = intensity.delta_to_modality(self.unit, after, self.map)
+        return frames.encode_residual(self.stored, delta, self.line, self.pixels)
+
+    def shown(self, stored: NDArray[np.integer], line: frames.ModalityLine | None = None) -> Unit:
+        """Stored values of a derived frame, (H, W, C), in [0, 1] on this frame's scale: the picture that is judged.
+
+        Args:
+            stored: As `encode` gives them, or as read from a file.
+            line: Of the derived frame; None: the source's, which derived frames keep.
+        """
+        return intensity.to_unit(frames.to_modality(stored, line or self.line), self.map)
 
 
 class SeriesIntensity:
-    """The one intensity map of a series, fitted when the first frame asks for it."""
+    """The intensity maps of a series: who shares one, and how it is fitted.
+
+    A window belongs to its image (PS3.3 C.11.2): by "window" every frame has its own, the first that holds pixels of
+    it. By "percentile" (and by "window" where none holds any) these share a map, in modality values:
+
+    * the frames of a multi-frame instance;
+    * the single-frame instances of a series that are slices of one volume: of `sop_classes.VOLUMES`, all with a
+      position and in one orientation. A recipe's `scope` can widen this to any series or narrow it to no two instances.
+
+    Both only if they are on one scale: one Rescale Slope and Intercept for all, or one window for all. Where every one
+    has its own of both, each was scaled for itself (C.7.6.16.2.9, C.7.6.16.2.10), and has a map of its own. All others
+    (radiographs, photographs, ultrasound) have their own, whatever lies beside them.
+    """
 
     def __init__(self, series: Series, recipe: Recipe, decoder: Decoder, limits: Limits) -> None:
         self.series, self.recipe, self.decoder, self.limits = series, recipe, decoder, limits
-        self._map: intensity.IntensityMap | None = None
+        self._shared: tuple[object, intensity.IntensityMap] | None = None
+        self._are_slices: bool | None = None
 
-    def map_for(self, instance: Dataset, pixels: frames.PixelFormat) -> intensity.IntensityMap:
-        """The series' map; its method, limits and sampled frames come from the recipe and the first members."""
-        if self._map is None:
-            self._map = self._fit(instance, pixels)
-        return self._map
+    def map_for(
+        self,
+        member: Member,
+        instance: Dataset,
+        pixels: frames.PixelFormat,
+        index: int,
+        modality: Unit,
+        padding: Mask | None,
+    ) -> intensity.IntensityMap:
+        """The map of one frame.
 
-    def _fit(self, instance: Dataset, pixels: frames.PixelFormat) -> intensity.IntensityMap:
+        Args:
+            member: Of the series.
+            instance: Its whole header.
+            pixels: Its format.
+            index: Zero-based frame number.
+            modality: The frame's modality values (H, W, C).
+            padding: (H, W), or None.
+        """
         how = self.recipe.intensity
-        line = frames.modality_line(instance, 0)
+        window = None
+        if how.method == "window":
+            window = intensity.usable_window(modality, padding, frames.voi_windows(instance, index))
+        if window is not None or how.method == "range":
+            return self._fit([], instance, pixels, index, window)
+        sharers = self._sharers(member, instance, pixels)
+        if sharers is None:
+            return self._fit([(modality, padding)], instance, pixels, index)
+        if self._shared is None or self._shared[0] is not sharers:
+            sample = self._sample(sharers) or [(modality, padding)]
+            self._shared = sharers, self._fit(sample, instance, pixels, index)
+        return self._shared[1]
+
+    def _fit(
+        self,
+        sample: list[tuple[Unit, Mask | None]],
+        instance: Dataset,
+        pixels: frames.PixelFormat,
+        index: int,
+        window: tuple[float, float] | None = None,
+    ) -> intensity.IntensityMap:
+        how = self.recipe.intensity
+        line = frames.modality_line(instance, index)
         legal = sorted(line.slope * v + line.intercept for v in (pixels.minimum, pixels.maximum))
-        window = frames.voi_window(instance, 0)
-        sample: list[tuple[NDArray[np.float32], NDArray[np.bool_] | None]] = []
-        if how.method == "percentile" or (how.method == "window" and window is None):
-            sample = list(self._sample())
         return intensity.fit_intensity(
             [values for values, _ in sample],
             how.method,
@@ -76,44 +140,78 @@ class SeriesIntensity:
             inverted=pixels.photometric_out == "MONOCHROME1",
         )
 
-    def _sample(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_] | None]]:
-        """Up to SAMPLED_FRAMES frames, spread evenly over the series; what does not decode is passed over."""
-        members = self.series.members
+    def _sharers(self, member: Member, instance: Dataset, pixels: frames.PixelFormat) -> Series | Member | None:
+        """With whom a frame shares its map: all of the series, the frames of its own instance, or None."""
+        scope = self.recipe.intensity.scope
+        if scope == "series":
+            return self.series
+        if pixels.number_of_frames > 1:
+            return member if on_one_scale((instance, n) for n in range(pixels.number_of_frames)) else None
+        if self._are_slices is None:
+            members = self.series.members
+            self._are_slices = (
+                scope == "auto"
+                and all(m.instance.get("SOPClassUID") in VOLUMES for m in members)
+                and parallel_slices(members)
+                and on_one_scale((m.instance, 0) for m in members)
+            )
+        return self.series if self._are_slices else None
+
+    def _sample(self, sharers: Series | Member) -> list[tuple[Unit, Mask | None]]:
+        """Up to SAMPLED_FRAMES frames, spread evenly; what does not decode is passed over."""
+        members = [sharers] if isinstance(sharers, Member) else sharers.members
         chosen = [members[i] for i in sorted({round(x) for x in np.linspace(0, len(members) - 1, SAMPLED_FRAMES)})]
+        share = max(SAMPLED_FRAMES // len(chosen), 1)
+        found: list[tuple[Unit, Mask | None]] = []
         for member in chosen:
             try:
                 instance = read_instance(member.located.path, limits=self.limits)
                 count = frames.pixel_format(instance).number_of_frames
-                share = max(SAMPLED_FRAMES // len(chosen), 1)
                 for index in sorted({round(x) for x in np.linspace(0, count - 1, min(share, count))}):
                     stored = frames.stored_frame(instance, self.decoder.frame(member.located.path, index), index)
-                    yield frames.to_modality(stored.stored, frames.modality_line(instance, index)), stored.padding
+                    modality = frames.to_modality(stored.stored, frames.modality_line(instance, index))
+                    found.append((modality, stored.padding))
             except MedenhanceError:
                 continue
+        return found
+
+
+def on_one_scale(headers: Iterable[tuple[Dataset, int]]) -> bool:
+    """Whether frames, each a header and a zero-based number, have one modality line or one window for all."""
+    lines: set[frames.ModalityLine] = set()
+    windows: set[tuple[tuple[float, float], ...]] = set()
+    for header, index in headers:
+        try:
+            lines.add(frames.modality_line(header, index))
+        except InputError:
+            continue  # it fails when its turn comes
+        windows.add(tuple(frames.voi_windows(header, index)))
+    return len(lines) <= 1 or len(windows) <= 1
 
 
 def unit_frame(
-    member: Member, instance: Dataset, pixels: frames.PixelFormat, index: int, line: SeriesIntensity, region: Region
+    member: Member, instance: Dataset, pixels: frames.PixelFormat, index: int, maps: SeriesIntensity, region: Region
 ) -> UnitFrame:
-    """One frame, decoded and brought to [0, 1]; `region` says where it may change."""
-    stored = frames.stored_frame(instance, line.decoder.frame(member.located.path, index), index)
-    to_modality = frames.modality_line(instance, index)
-    unit_map = line.map_for(instance, pixels)
-    unit = intensity.to_unit(frames.to_modality(stored.stored, to_modality), unit_map)
-    return UnitFrame(member, instance, pixels, index, stored, to_modality, unit_map, unit, region(unit, stored.padding))
+    """One frame, decoded and brought to [0, 1]; `region` says where it may change.
+
+    Raises:
+        FrameError: NOT_FINITE.
+        InputError: It does not decode.
+        UnsupportedInstanceError: It is refused.
+    """
+    stored = frames.stored_frame(instance, maps.decoder.frame(member.located.path, index), index)
+    line = frames.modality_line(instance, index)
+    modality = frames.to_modality(stored.stored, line)
+    if not np.isfinite(modality).all():
+        raise FrameError("NOT_FINITE", "rescaled values are too large to compute with")
+    unit_map = maps.map_for(member, instance, pixels, index, modality, stored.padding)
+    unit = intensity.to_unit(modality, unit_map)
+    return UnitFrame(member, instance, pixels, index, stored, line, unit_map, unit, region(unit, stored.padding))
 
 
-def unit_frames(
-    series: Series, line: SeriesIntensity, region: Region, **names: str | None
-) -> Iterator[UnitFrame | Outcome]:
-    """Frames of a series in [0, 1], one at a time; an instance that does not decode ends in an Outcome with `names`."""
-    for member in series.members:
-        try:
-            instance = read_instance(member.located.path, limits=line.limits)
-            pixels = frames.pixel_format(instance)
-            for index in range(pixels.number_of_frames):
-                yield unit_frame(member, instance, pixels, index, line, region)
-        except InputError as error:
-            yield outcome_of(member, "failed", f"{UNREADABLE}: {error}", **names)
-        except UnsupportedInstanceError as error:
-            yield outcome_of(member, "skipped", str(error), **names)
+def unit_frames(member: Member, maps: SeriesIntensity, region: Region) -> Iterator[UnitFrame]:
+    """The frames of an instance in [0, 1], one at a time; raises as `unit_frame`."""
+    instance = read_instance(member.located.path, limits=maps.limits)
+    pixels = frames.pixel_format(instance)
+    for index in range(pixels.number_of_frames):
+        yield unit_frame(member, instance, pixels, index, maps, region)

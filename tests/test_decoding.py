@@ -21,7 +21,7 @@ from medenhance_dicom.errors import (
     UnreadableInstanceError,
     UnsupportedInstanceError,
 )
-from medenhance_dicom.frames import encode_residual, modality_line, pixel_format, stored_frame, voi_window
+from medenhance_dicom.frames import encode_residual, modality_line, pixel_format, stored_frame, voi_windows
 from medenhance_dicom.part10 import Limits, find_instances, read_instance
 
 DATA = Path(os.environ.get("MEDENHANCE_DATA", Path(__file__).parents[2] / "shared" / "data")) / "dicom"
@@ -292,7 +292,7 @@ def test_every_file_of_the_corpora_is_decoded_or_refused_by_name(tmp_path):
                 for index in range(min(pixels.number_of_frames, 5)):
                     frame = stored_frame(instance, decoder.frame(located.path, index), index)
                     line = modality_line(instance, index)
-                    voi_window(instance, index)
+                    voi_windows(instance, index)
                     assert frame.stored.shape == (pixels.rows, pixels.columns, pixels.samples)
                     assert pixels.minimum <= frame.stored.min()
                     assert frame.stored.max() <= pixels.maximum

@@ -32,7 +32,7 @@ from medenhance_dicom.frames import (
     pixel_format,
     stored_frame,
     to_modality,
-    voi_window,
+    voi_windows,
 )
 from medenhance_dicom.part10 import read_instance
 
@@ -292,34 +292,35 @@ def test_absent_or_zero_slopes_are_one_and_lookup_tables_stay_in_the_stored_doma
     assert modality_line(header(RescaleSlope="0", RescaleIntercept="-5"), 0) == ModalityLine(1, -5)
     table = header(RescaleSlope="7", ModalityLUTSequence=[Dataset()], WindowCenter="5", WindowWidth="10")
     assert modality_line(table, 0) == ModalityLine(1, 0)
-    assert voi_window(table, 0) is None
+    assert voi_windows(table, 0) == []
 
 
 @pytest.mark.parametrize(
     ("attributes", "expected"),
     [
-        ({"WindowCenter": "40", "WindowWidth": "401"}, (-160.5, 239.5)),
-        ({"WindowCenter": "40", "WindowWidth": "400", "VOILUTFunction": "LINEAR_EXACT"}, (-160, 240)),
-        ({"WindowCenter": "40", "WindowWidth": "400", "VOILUTFunction": "SIGMOID"}, (-360, 440)),
-        ({"WindowCenter": ["1", "40"], "WindowWidth": ["0", "401"]}, (-160.5, 239.5)),
-        ({"WindowCenter": ["NaN", "40"], "WindowWidth": ["100", "401"]}, (-160.5, 239.5)),
-        ({"WindowCenter": "NaN", "WindowWidth": "NaN"}, None),
-        ({"WindowCenter": "1", "WindowWidth": "1"}, None),
-        ({"WindowCenter": "1"}, None),
-        ({}, None),
+        ({"WindowCenter": "40", "WindowWidth": "401"}, [(-160.5, 239.5)]),
+        ({"WindowCenter": "40", "WindowWidth": "400", "VOILUTFunction": "LINEAR_EXACT"}, [(-160, 240)]),
+        ({"WindowCenter": "40", "WindowWidth": "400", "VOILUTFunction": "SIGMOID"}, [(-360, 440)]),
+        ({"WindowCenter": ["1", "40"], "WindowWidth": ["0", "401"]}, [(-160.5, 239.5)]),
+        ({"WindowCenter": ["-600", "40"], "WindowWidth": ["201", "401"]}, [(-700.5, -500.5), (-160.5, 239.5)]),
+        ({"WindowCenter": "0.25", "WindowWidth": "0.5"}, [(0, 0.5)]),
+        ({"WindowCenter": ["nan", "40"], "WindowWidth": ["10", "401"]}, [(-160.5, 239.5)]),
+        ({"WindowCenter": "NaN", "WindowWidth": "NaN"}, []),
+        ({"WindowCenter": "1"}, []),
+        ({}, []),
     ],
 )
 def test_windows(attributes, expected):
-    assert voi_window(header(**attributes), 0) == expected
+    assert voi_windows(header(**attributes), 0) == expected
 
 
 def test_voi_tables_give_their_input_range_and_frames_have_their_own_windows():
     instance = header(signed=True, VOILUTSequence=[Dataset()])
     instance.VOILUTSequence[0].add_new("LUTDescriptor", "US", [256, 65436, 8])
-    assert voi_window(instance, 0) == (-100, 155)
+    assert voi_windows(instance, 0) == [(-100, 155)]
     item = group(FrameVOILUTSequence=[group(WindowCenter="10.5", WindowWidth="21")])
     instance.PerFrameFunctionalGroupsSequence = [item]
-    assert voi_window(instance, 0) == (0, 20)
+    assert voi_windows(instance, 0)[0] == (0, 20)
 
 
 def test_hounsfield_units_by_hand():

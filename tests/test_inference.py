@@ -15,7 +15,7 @@ from torch import nn
 
 from medenhance_dicom import inference
 from medenhance_dicom.enhancer import EnhancerSpec
-from medenhance_dicom.errors import ModelError
+from medenhance_dicom.errors import FrameError, ModelError
 from medenhance_dicom.inference import (
     PARITY,
     NetworkEnhancer,
@@ -144,7 +144,7 @@ def test_too_little_memory_for_one_frame_is_said():
                 "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
             )
 
-    with pytest.raises(ModelError, match="too little memory"):
+    with pytest.raises(FrameError, match="OUT_OF_MEMORY: too little memory"):
         NetworkEnhancer(Hungry(), EnhancerSpec(channels=1))(GREY)
 
 
@@ -168,7 +168,7 @@ def test_non_finite_values_are_computed_again_in_float32():
 
 
 def test_non_finite_values_in_float32_are_an_error():
-    with pytest.raises(ModelError, match="non-finite"):
+    with pytest.raises(FrameError, match="NOT_FINITE"):
         NetworkEnhancer(PerPixel(float("nan")), EnhancerSpec(channels=1))(GREY)
 
 

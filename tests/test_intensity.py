@@ -68,19 +68,20 @@ def test_not_a_number_becomes_black():
     np.testing.assert_array_equal(to_unit(np.array([np.nan, np.inf, -np.inf]), line), [0, 1, 0])
 
 
-def test_values_outside_the_window_do_not_change():
+def test_values_outside_the_window_move_as_its_ends_do():
     line = IntensityMap(0, 100, False, "window")
-    modality = np.array([-5.0, 0, 50, 100, 200])
-    before = to_unit(modality, line)
-    delta = delta_to_modality(before, np.full(5, 0.75, np.float32), line, modality)
-    np.testing.assert_allclose(delta, [0, 75, 25, -25, 0])
+    before = to_unit(np.array([-5.0, 0, 50, 100, 200]), line)
+    kept = np.array([0, 0, 0.75, 1, 1], np.float32)
+    np.testing.assert_allclose(delta_to_modality(before, kept, line), [0, 0, 25, 0, 0])
+    darker = np.array([0, 0, 0.5, 0.75, 0.75], np.float32)
+    np.testing.assert_allclose(delta_to_modality(before, darker, line), [0, 0, 0, -25, -25])
 
 
 def test_a_change_of_an_inverted_frame_goes_the_other_way():
     line = IntensityMap(0, 200, True, "range")
     modality = np.array([50.0])
     before = to_unit(modality, line)  # 0.75
-    np.testing.assert_allclose(delta_to_modality(before, np.array([1.0], np.float32), line, modality), [-50])
+    np.testing.assert_allclose(delta_to_modality(before, np.array([1.0], np.float32), line), [-50])
 
 
 @given(
@@ -94,7 +95,7 @@ def test_no_change_is_no_change_exactly(modality, lo, width, inverted):
     unit = to_unit(modality, line)
     assert unit.min() >= 0
     assert unit.max() <= 1
-    assert not delta_to_modality(unit, unit.copy(), line, modality).any()
+    assert not delta_to_modality(unit, unit.copy(), line).any()
 
 
 @given(arrays(np.float64, 20, elements=st.integers(0, 4095)), st.booleans())
@@ -102,7 +103,7 @@ def test_a_change_undone_lands_on_the_wanted_unit_value(modality, inverted):
     line = IntensityMap(0, 4095, inverted, "range")
     before = to_unit(modality, line)
     after = (before * 0.5 + 0.25).astype(np.float32)
-    moved = modality + delta_to_modality(before, after, line, modality)
+    moved = modality + delta_to_modality(before, after, line)
     np.testing.assert_allclose(to_unit(moved, line), after, atol=1e-6)
 
 

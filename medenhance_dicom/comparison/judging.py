@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from medenhance_dicom.comparison.pairs import FramePair, Pair
-from medenhance_dicom.errors import InputError, UnsupportedInstanceError
+from medenhance_dicom.errors import FrameError, InputError, UnsupportedInstanceError
 from medenhance_dicom.gate import FrameScores, examine, verdict_of
 from medenhance_dicom.report import UNREADABLE
 from medenhance_dicom.verdicts import values_of
@@ -67,6 +67,9 @@ def judge_pairs(pairs: Iterable[tuple[Pair, Iterator[FramePair]]], see: See | No
             continue
         except UnsupportedInstanceError as error:
             yield Judgement(pair, "skipped", str(error))
+            continue
+        except FrameError as error:
+            yield Judgement(pair, "failed", str(error))
             continue
         verdict = verdict_of(scores, pair.thresholds, "withhold", level=pair.level)
         values = values_of(verdict, scores, pair.thresholds, mode="withhold")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medenhance_dicom import frames, intensity
+from medenhance_dicom import frames
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, UnreadableInstanceError
 from medenhance_dicom.gate import LEVEL, Thresholds
@@ -34,7 +34,7 @@ from medenhance_dicom.selection import (
 )
 from medenhance_dicom.series import Member, Series
 from medenhance_dicom.sop_classes import OPT_INS
-from medenhance_dicom.unit_frames import SeriesIntensity
+from medenhance_dicom.unit_frames import SeriesIntensity, unit_frames
 from medenhance_dicom.verify import source_uid
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Pairs:
                 continue
             for member in item[0].members:
                 self._sources[str(member.instance.SOPInstanceUID)] = _Source(member, *item)
-        self._line: tuple[tuple[int, str], SeriesIntensity] | None = None
+        self._maps: tuple[tuple[int, str], SeriesIntensity] | None = None
 
     def __iter__(self) -> Iterator[tuple[Pair, Iterator[FramePair]]]:
         """Every file of the derived side that is a picture or an image, with its frames still to be read."""
@@ -172,18 +172,17 @@ class Pairs:
         if shapes[0] != shapes[1]:
             raise UnreadableInstanceError("rows, columns, samples or frames differ from the source's")
         key = (id(source.series), recipe.name)
-        if self._line is None or self._line[0] != key:
-            self._line = key, SeriesIntensity(source.series, recipe, self.decoder, self.settings.limits)
-        line = self._line[1].map_for(before, pixels)
-        for index in range(pixels.number_of_frames):
-            units, padding = [], None
-            for place, instance in ((before_path, before), (path, derived)):
-                stored = frames.stored_frame(instance, self.decoder.frame(place, index), index)
-                values = frames.to_modality(stored.stored, frames.modality_line(instance, index))
-                units.append(intensity.to_unit(values, line))
-                padding = stored.padding if place == before_path else padding
-            inside = region_of(recipe, units[0], padding) if masked else None
-            yield FramePair(index, units[0], units[1], inside)
+        if self._maps is None or self._maps[0] != key:
+            self._maps = key, SeriesIntensity(source.series, recipe, self.decoder, self.settings.limits)
+
+        def region(unit: Unit, padding: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+            return region_of(recipe, unit, padding) if masked else np.ones(unit.shape[:2], bool)
+
+        for frame in unit_frames(source.member, self._maps[1], region):
+            decoded = self.decoder.frame(path, frame.index)
+            stored = frames.stored_frame(derived, decoded, frame.index).stored
+            after = frame.shown(stored, frames.modality_line(derived, frame.index))
+            yield FramePair(frame.index, frame.unit, after, frame.enhance_here if masked else None)
 
 
 @contextmanager

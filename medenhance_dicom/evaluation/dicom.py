@@ -61,11 +61,11 @@ def dicom_entries(
 
 
 class _SharedSeries:
-    """One intensity map for all instances of a series, as in `enhance`."""
+    """The intensity maps of a series, as in `enhance`."""
 
     def __init__(self, series: Series, recipe: Recipe, decoder: Decoder) -> None:
         self.series, self.recipe = series, recipe
-        self.line = SeriesIntensity(series, recipe, decoder, decoder.limits)
+        self.maps = SeriesIntensity(series, recipe, decoder, decoder.limits)
 
     @cached_property
     def digest(self) -> str:
@@ -97,8 +97,8 @@ class DicomPicture:
 
     def load(self) -> Case:
         """See `Entry`."""
-        instance = read_instance(self.member.located.path, limits=self.shared.line.limits)
-        frame = unit_frame(self.member, instance, pixel_format(instance), 0, self.shared.line, _everywhere)
+        instance = read_instance(self.member.located.path, limits=self.shared.maps.limits)
+        frame = unit_frame(self.member, instance, pixel_format(instance), 0, self.shared.maps, _everywhere)
         return complete(self.data, self.name, frame.unit)
 
 
