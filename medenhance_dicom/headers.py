@@ -7,6 +7,7 @@ be it on a disk, in a zip or behind HTTP. Standard library only.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import struct
 import zlib
@@ -58,6 +59,12 @@ ARCHIVE_FACTS: Mapping[int, Fact] = {
 }
 """What an archive is planned by."""
 LAST_FACT = 0x00280011
+HEADER = "header digest"
+"""A fact of its own: another one where the header says something else, see `read_facts`."""
+_NOT_HASHED = frozenset({0x00080012, 0x00080013})
+"""Instance Creation Date and Time: a copy that an archive makes may have its own."""
+_MOST_HASHED = 65536
+"""Bytes of a value. Of a longer one the length counts: it may take another read."""
 
 
 class Blocks:
@@ -177,7 +184,9 @@ def _meta_elements(blocks: Blocks, here: int) -> tuple[str, int, bool]:
         here += length
 
 
-def read_facts(blocks: Blocks, wanted: Mapping[int, Fact], last: int, *, bare: bool = False) -> dict[str, str]:
+def read_facts(
+    blocks: Blocks, wanted: Mapping[int, Fact], last: int, *, bare: bool = False, header: bool = False
+) -> dict[str, str]:
     """The wanted top-level values, up to the element `last` or the first group after its group.
 
     Args:
@@ -186,6 +195,8 @@ def read_facts(blocks: Blocks, wanted: Mapping[int, Fact], last: int, *, bare: b
         last: Tag of the last one.
         bare: Take a file without preamble or Transfer Syntax UID too; the encoding is guessed from its first element.
             File meta information that is there has to be sound then, or readers disagree about what follows.
+        header: Walk to the end of the group of `last`, and add `HEADER`: a digest of tags and values of the standard's
+            elements that were passed, which explicit or implicit VR does not change.
 
     Returns:
         Name -> text of those that are there, and the Transfer Syntax UID.
@@ -208,16 +219,22 @@ def read_facts(blocks: Blocks, wanted: Mapping[int, Fact], last: int, *, bare: b
     walk = _Walk(blocks, start, explicit=syntax != _IMPLICIT, big=big)
     group_after = (last >> 16) + 1 << 16
     following, skip = walk.next, walk.skip
+    passed: list[bytes] = []
     while (tag := following()) is not None and tag < group_after:
         if tag in wanted and walk.length <= _LONGEST_VALUE:
             fact, value = wanted[tag], walk.value()
             text = _number(value, "big" if big else "little") if fact.number else _text(value)
             if text:
                 found[fact.name] = text
+            passed += (tag.to_bytes(4), value)
+        elif header and not tag & 0x10000 and tag & 0xFFFF and tag not in _NOT_HASHED:
+            passed += (tag.to_bytes(4), walk.passed())
         else:
             skip()
-        if tag == last:
+        if tag == last and not header:
             break
+    if header:
+        found[HEADER] = hashlib.sha256(b"".join(passed)).hexdigest()[:32]
     return found
 
 
@@ -295,6 +312,15 @@ class _Walk:
             if len(data) < self.length:
                 raise UnreadableInstanceError("the header is cut off")
         return data
+
+    def passed(self) -> bytes:
+        """Pass over the value; its bytes, or their number in words where they are many."""
+        if self.length <= len(self._window) - self._at:
+            return self.value()
+        start = self._base + self._at
+        self.skip()
+        length = self._base + self._at - start
+        return self._blocks.at(start, length) if length <= _MOST_HASHED else str(length).encode()
 
     def skip(self, depth: int = 0) -> None:
         """Pass over the value, items of undefined length included."""

@@ -12,13 +12,13 @@ from medenhance_dicom.node.sources import Found, LeftOut
 CLAHE, RETINEX = Method("clahe", "a" * 64), Method("retinex", "b" * 64)
 
 
-def found(series, instance, *, where="/a", size=100, stamp="1", **facts):
+def found(series, instance, *, where="/a", size=100, stamp="1", header="h", **facts):
     uids = {
         "StudyInstanceUID": "1.2.1", "SeriesInstanceUID": f"1.2.2.{series}",
         "SOPInstanceUID": f"1.2.3.{series}.{instance}", "SOPClassUID": "1.2.4",
     }  # fmt: skip
     more = {"Modality": "CR", "Rows": "4", "Columns": "5"} | facts
-    return Found(f"{where}/{series}/{instance}", size, stamp, uids | more)
+    return Found(f"{where}/{series}/{instance}", size, stamp, uids | more, header)
 
 
 def walk(plan, items, name="/a"):
@@ -36,14 +36,20 @@ def choose(plan, method=CLAHE):
 
 def finish(plan, series, result="enhanced", **more):
     instances = plan.open_instances(series)
+    job = begin(plan, series)
+    for _ in range(2):
+        plan.end_job(job, [Done(row.key, result, header=row.header, **more) for row in instances], at=2.0)
+    plan.forget_job(job.id)
+    return len(instances)
+
+
+def begin(plan, series):
+    instances = plan.open_instances(series)
     keys = [row.key for row in instances]
     job = JobRow(job_id(series.key, series.method, keys), series.id, series.method, False, "open", "",
                  tuple(row.id for row in instances), 1.0)  # fmt: skip
     plan.open_jobs([job])
-    plan.end_job(job, [Done(key, result, **more) for key in keys], at=2.0)
-    plan.end_job(job, [Done(key, result, **more) for key in keys], at=2.0)
-    plan.forget_job(job.id)
-    return len(instances)
+    return job
 
 
 @pytest.fixture
@@ -184,3 +190,65 @@ def test_who_only_looks_does_not_write(plan):
         assert looking.counts()["instances"] == 6
         with pytest.raises(Exception, match="readonly"):
             looking.set_meta(paused=True)
+
+
+# ---------------------------------------------------------------- corrections
+
+
+@pytest.fixture
+def done(plan):
+    """Everything is done."""
+    walk(plan, ARCHIVE)
+    choose(plan)
+    for series in plan.open_series():
+        finish(plan, series, derived="1.2.3")
+    return plan
+
+
+def open_now(plan):
+    choose(plan)
+    return [row.locator for series in plan.open_series() for row in plan.open_instances(series)]
+
+
+@pytest.mark.parametrize("where", ["/a", "/b"], ids=["in-its-place", "elsewhere"])
+def test_a_corrected_header_is_new_work_once(done, where):
+    corrected = found(1, 1, where=where, stamp="2", header="corrected")
+    archive = [*ARCHIVE[:3], corrected, *ARCHIVE[4:]] if where == "/a" else [corrected]
+    walk(done, archive, where)
+    assert done.counts()["series"] == {"chosen": 2, "new": 1}  # what it says may ask for another method
+    assert open_now(done) == [f"{where}/1/1"]
+    [series] = done.open_series()
+    finish(done, series)
+    assert done.counts()["results"] == {"enhanced": 6}
+    assert list(done.query("SELECT header, derived FROM corrected")) == [("h", "1.2.3")]
+    walk(done, archive, where)
+    assert open_now(done) == []
+
+
+def test_the_copy_that_was_corrected_last_counts(done):
+    walk(done, [found(1, 1, where="/b")], "/b")
+    assert open_now(done) == []
+    walk(done, [*ARCHIVE[:3], found(1, 1, stamp="2", header="corrected"), *ARCHIVE[4:]])
+    assert open_now(done) == ["/a/1/1"]
+    walk(done, [found(1, 1, where="/b")], "/b")  # the copy that was not corrected
+    assert open_now(done) == ["/a/1/1"]
+
+
+def test_another_time_of_a_file_is_no_correction(done):
+    assert walk(done, [found(series, n, stamp="2") for series in range(3) for n in range(2)]) == (6, 0)
+    assert done.counts()["series"] == {"chosen": 3}
+    assert open_now(done) == []
+    walk(done, [found(1, 1, where="/c", header="")], "/c")  # of a source that does not say
+    assert open_now(done) == []
+
+
+def test_what_is_corrected_while_it_is_worked_on_is_done_again(plan):
+    walk(plan, ARCHIVE[:2])
+    choose(plan)
+    [series] = plan.open_series()
+    job, rows = begin(plan, series), plan.open_instances(series)
+    walk(plan, [ARCHIVE[0], found(0, 1, stamp="2", header="corrected")])
+    plan.end_job(job, [Done(row.key, "enhanced", header=row.header) for row in rows], at=2.0)
+    plan.forget_job(job.id)
+    assert open_now(plan) == ["/a/0/1"]
+    assert plan.counts()["open_instances"] == 1

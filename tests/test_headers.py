@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medenhance_dicom.errors import UnreadableInstanceError
-from medenhance_dicom.headers import ARCHIVE_FACTS, LAST_FACT, Blocks, plausible, read_facts
+from medenhance_dicom.headers import ARCHIVE_FACTS, HEADER, LAST_FACT, Blocks, plausible, read_facts
 from tests.synthetic import make_instance
 
 META = b"\x02\x00\x10\x00UI\x14\x001.2.840.10008.1.2.1\0"
@@ -116,3 +118,34 @@ def test_what_may_be_dicom():
     assert plausible(short(0x00080005, b"CS", b"ISO_IR 100"))
     assert not plausible(b"")
     assert not plausible(b"\x89PNG\r\n\x1a\n" + b"\0" * 200)
+
+
+def header_of(instance, syntax=ExplicitVRLittleEndian):
+    file = io.BytesIO()
+    instance.file_meta.TransferSyntaxUID = syntax
+    instance.save_as(file, enforce_file_format=True)
+    return facts_of(Blocks.of_bytes(file.getvalue()), header=True)[HEADER]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("PatientName", "Test^Two"), ("AccessionNumber", "8"), ("PixelSpacing", [0.71, 0.72]), ("WindowCenter", 41),
+     ("ImageOrientationPatient", [0, 1, 0, 1, 0, 0]), ("StudyDate", "20260102"), ("RescaleIntercept", -1000)],
+)  # fmt: skip
+def test_a_header_that_says_something_else_has_another_digest(keyword, value):
+    instance = make_instance("CT", rows=16)
+    before = header_of(instance)
+    setattr(instance, keyword, value)
+    assert header_of(instance) != before
+
+
+def test_the_digest_of_a_header_is_of_what_it_says():
+    instance = make_instance("CT", rows=16)
+    before = header_of(instance)
+    instance.file_meta.ImplementationVersionName = "ANOTHER"
+    instance.InstanceCreationTime = "101112"
+    instance.add_new(0x00091010, "OB", b"\1" * 70000)
+    assert header_of(instance) == before
+    assert header_of(instance, ImplicitVRLittleEndian) == before
+    del instance.PatientBirthDate
+    assert header_of(instance) != before

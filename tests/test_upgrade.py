@@ -5,6 +5,7 @@ The store is made by `old_store`, which says what is in it.
 
 import contextlib
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -153,6 +154,33 @@ def test_a_plan_opens_and_has_what_was_done(old):
         assert (counts["instances"], counts["open_series"], counts["open_instances"]) == (10, 4, 8)
         assert counts["results"] == {"enhanced": 2}
         assert [job.state for job in plan.jobs()] == ["open"] * 3
+
+
+def test_a_plan_knows_what_was_done_where_it_moved_to_and_what_is_corrected(old):
+    archives.make_plan(old / "plan", old / "archive")
+    assert archives.counts(old / "plan")["open_instances"] == 8
+    (old / "archive").rename(old / "moved")
+    (old / "archive").mkdir()
+    shutil.copytree(old / "moved" / "5", old / "archive" / "5")
+    archives.make_plan(old / "plan", old / "moved")
+    assert archives.counts(old / "plan")["open_instances"] == 8
+    path = old / "moved" / "1" / "1-0.dcm"
+    instance = pydicom.dcmread(path)
+    instance.PatientName = "Test^Nobody"
+    instance.save_as(path)
+    archives.make_plan(old / "plan", old / "moved")
+    assert archives.counts(old / "plan")["open_instances"] == 9
+    with Plan(old / "plan", readonly=True) as plan:
+        assert len(list(plan.query("SELECT derived FROM corrected WHERE derived IS NOT NULL"))) == 1
+
+
+def test_a_plan_of_which_a_file_was_corrected_before_it_was_planned_again(old):
+    path = old / "archive" / "1" / "1-0.dcm"
+    instance = pydicom.dcmread(path)
+    instance.PatientName = "Test^Nobody"
+    instance.save_as(path)
+    archives.make_plan(old / "plan", old / "archive")
+    assert archives.counts(old / "plan")["open_instances"] == 9
 
 
 @pytest.mark.slow

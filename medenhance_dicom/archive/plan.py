@@ -6,7 +6,8 @@ whoever is killed goes on where the last one ended.
 
 Nothing here is named by paths. A series is a digest of its UIDs, and so is an instance; a method is a digest of recipe,
 weights and guide. An instance that has a result under a method is never given out again under that method, wherever the
-archive has moved to and however often it is found.
+archive has moved to and however often it is found; unless its header says something else by then: that is a correction,
+its result is put away, and the series is judged and done anew.
 
 The file holds UIDs and paths, so it is for its owner alone. Any number of processes may read while one writes.
 """
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from medenhance_dicom.node.sources import Found, LeftOut
 
 FILE = "plan.sqlite"
-VERSION = 1
+VERSION = 2
+"""2 knows instances by their headers too. A plan of version 1 becomes one of 2 when it is opened for writing."""
 BATCH = 1000
 """Items of one transaction while finding."""
 SeriesState = Literal["new", "chosen", "left out"]
@@ -64,6 +66,7 @@ CREATE TABLE instance (
     series INTEGER NOT NULL, key TEXT NOT NULL, sop_instance TEXT NOT NULL, sop_class TEXT NOT NULL,
     frames INTEGER NOT NULL, pixels INTEGER NOT NULL,
     scan INTEGER NOT NULL,              -- the walk that saw it last; older than source.ended: it is gone
+    header TEXT,                        -- of `Found`; NULL: found by version 1, and not read since
     UNIQUE (source, locator)
 );
 CREATE INDEX instance_series ON instance (series, key);
@@ -82,10 +85,18 @@ CREATE TABLE done (
     derived_bytes INTEGER, derived TEXT,
     again INTEGER NOT NULL,             -- it could not be fetched: the next run tries it again
     at REAL NOT NULL,
+    header TEXT,                        -- of what was done; NULL: by version 1
     PRIMARY KEY (key, method, shadow)
 ) WITHOUT ROWID;
 CREATE INDEX done_series ON done (series);
 CREATE TABLE event (at REAL NOT NULL, event TEXT NOT NULL, facts TEXT NOT NULL);
+"""
+_CORRECTED = """
+CREATE TABLE corrected (                -- results of instances whose headers said something else then
+    key TEXT NOT NULL, method TEXT NOT NULL, shadow INTEGER NOT NULL, header TEXT, result TEXT NOT NULL, reason TEXT,
+    derived TEXT, at REAL NOT NULL
+);
+CREATE INDEX corrected_key ON corrected (key);
 """
 
 
@@ -151,6 +162,8 @@ class InstanceRow:
     key: str
     sop_instance: str
     sop_class: str
+    header: str
+    """As `Found.header`; empty where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +196,8 @@ class Done:
     """SOP Instance UID."""
     again: bool = False
     """It could not be fetched, and nothing was tried with it: the next run does."""
+    header: str = ""
+    """Of the instance when the job was made."""
 
 
 def series_key(study: str, series: str) -> str:
@@ -196,7 +211,7 @@ def instance_key(study: str, series: str, sop_instance: str) -> str:
 
 
 def job_id(series: str, method: str, instances: Iterable[str], *, shadow: bool = False) -> str:
-    """Of keys: the same work has the same name."""
+    """Of keys of series and method, and of names of instances: the same work has the same name."""
     return digest_of("shadow" if shadow else "job", series, method, *sorted(instances))[:32]
 
 
@@ -228,11 +243,26 @@ class Plan:
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA cache_size=-16000")
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if found == 1 and not readonly:
+                found = self._upgrade()
         except sqlite3.Error as error:
             raise ConfigurationError(f"{path}: {error}") from error
-        if found != VERSION:
+        if found != VERSION and not (readonly and found == 1):
             raise ConfigurationError(f"{path}: a plan of version {found}; this release knows {VERSION}")
+        self._header = "COALESCE(i.header, '')" if found == VERSION else "''"
         self._series_ids: dict[str, int] = {}
+
+    def _upgrade(self) -> int:
+        """From version 1. Returns: the version that it has now."""
+        self._db.execute("BEGIN IMMEDIATE")
+        if self._db.execute("PRAGMA user_version").fetchone()[0] == 1:  # no other process was faster
+            for table in ("instance", "done"):
+                self._db.execute(f"ALTER TABLE {table} ADD COLUMN header TEXT")
+            for statement in filter(str.strip, _CORRECTED.split(";")):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version={VERSION}")
+        self._db.execute("COMMIT")
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
     def close(self) -> None:
         """Close the file."""
@@ -416,17 +446,23 @@ class Plan:
         """Enter the results of a job. Twice is the same as once."""
         columns = (
             "key, method, shadow, series, result, reason, lassim, mean_change, seconds, derived_bytes, derived, again, "
-            "at"
+            "at, header"
         )
+        found = list(results)
         with self._transaction():
             self._db.executemany(
-                f"INSERT OR REPLACE INTO done ({columns}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - constant
+                f"INSERT OR REPLACE INTO done ({columns}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",  # noqa: S608 - constant
                 [
                     (d.key, job.method, job.shadow, job.series, d.result, d.reason, d.lassim, d.mean_change, d.seconds,
-                     d.derived_bytes, d.derived, d.again, at)
-                    for d in results
+                     d.derived_bytes, d.derived, d.again, at, d.header or None)
+                    for d in found
                 ],
             )  # fmt: skip
+            for d in found:  # it may have been corrected since the job was made
+                last = "SELECT header FROM instance WHERE series = ? AND key = ? ORDER BY id DESC LIMIT 1"
+                row = self._one(last, job.series, d.key)
+                if row is not None and row[0] not in (None, "", d.header):
+                    self._put_away(d.key, row[0])
             self._db.execute("UPDATE job SET state = 'ended', why = '' WHERE id = ?", (job.id,))
             self._refresh_open(job.series)
 
@@ -503,7 +539,7 @@ class Plan:
     def _instances(self, condition: str, *values: Any, newest: bool = False) -> list[InstanceRow]:
         rows = self._all(
             f"SELECT {'MAX(i.id)' if newest else 'i.id'}, i.source, i.locator, i.size, r.study, r.series, i.key, "  # noqa: S608
-            "i.sop_instance, i.sop_class FROM instance i JOIN source s ON s.id = i.source "
+            f"i.sop_instance, i.sop_class, {self._header} FROM instance i JOIN source s ON s.id = i.source "
             f"JOIN series r ON r.id = i.series WHERE {condition}",
             *values,
         )
@@ -518,6 +554,13 @@ class Plan:
             ")) WHERE id = ?",
             (series,),
         )
+
+    def _put_away(self, key: str, header: str) -> None:
+        """Put the results of an instance away that were come to when its header said something else."""
+        condition = "WHERE key = ? AND header IS NOT NULL AND header <> ?"
+        columns = "key, method, shadow, header, result, reason, derived, at"
+        self._db.execute(f"INSERT INTO corrected SELECT {columns} FROM done {condition}", (key, header))  # noqa: S608
+        self._db.execute(f"DELETE FROM done {condition}", (key, header))  # noqa: S608 - constants
 
     def _recount(self, series: int) -> None:
         """Counts of a series, of what is there."""
@@ -588,7 +631,8 @@ class Scan:
     def known(self, locator: str, size: int, stamp: str) -> bool:
         """Whether it was read before as it is now; then it is seen again."""
         row = self._plan._one(
-            "SELECT id FROM instance WHERE source = ? AND locator = ? AND size = ? AND stamp = ?",
+            "SELECT id FROM instance WHERE source = ? AND locator = ? AND size = ? AND stamp = ? "
+            "AND header IS NOT NULL",
             self._source, locator, size, stamp,
         )  # fmt: skip
         if row is None:
@@ -677,20 +721,27 @@ class Scan:
         frames = _number(facts.get("NumberOfFrames"), 1)
         pixels = frames * _number(facts.get("Rows"), 0) * _number(facts.get("Columns"), 0)
         before = db.execute(
-            "SELECT series, key FROM instance WHERE source = ? AND locator = ?", (self._source, found.locator)
+            "SELECT series, key, header, size = ? AND stamp = ? FROM instance WHERE source = ? AND locator = ?",
+            (found.size, found.stamp, self._source, found.locator),
         ).fetchone()
         twice = db.execute("SELECT 1 FROM instance WHERE series = ? AND key = ?", (series, key)).fetchone() is not None
+        if before is not None and before[1:3] != (key, found.header) and not before[3]:
+            # Another one than before: it is the one that was found last.
+            db.execute("DELETE FROM instance WHERE source = ? AND locator = ?", (self._source, found.locator))
         db.execute(
             "INSERT INTO instance (source, locator, size, stamp, series, key, sop_instance, sop_class, frames, pixels, "
-            "scan) VALUES (?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (source, locator) DO UPDATE SET size = excluded.size, "
-            "stamp = excluded.stamp, series = excluded.series, key = excluded.key, "
+            "scan, header) VALUES (?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (source, locator) DO UPDATE SET "
+            "size = excluded.size, stamp = excluded.stamp, series = excluded.series, key = excluded.key, "
             "sop_instance = excluded.sop_instance, sop_class = excluded.sop_class, frames = excluded.frames, "
-            "pixels = excluded.pixels, scan = excluded.scan",
+            "pixels = excluded.pixels, scan = excluded.scan, header = excluded.header",
             (self._source, found.locator, found.size, found.stamp, series, key, sop_instance,
-             facts.get("SOPClassUID", ""), frames, pixels, self._number),
+             facts.get("SOPClassUID", ""), frames, pixels, self._number, found.header),
         )  # fmt: skip
         # One more, or another than before: there may now be something in it that can be enhanced.
         db.execute("UPDATE series SET state = 'new' WHERE id = ? AND state = 'left out'", (series,))
+        corrected = self._is_corrected(key, found.header, changed=before is not None and not before[3])
+        if corrected:  # what it says now may ask for another method
+            db.execute("UPDATE series SET state = 'new', open = 0 WHERE id = ?", (series,))
         if before is None and not twice:
             db.execute(
                 "UPDATE series SET instances = instances + 1, bytes = bytes + ?, frames = frames + ?, "
@@ -700,6 +751,20 @@ class Scan:
             self._reopen(series, key)
             return
         self._touched |= {series} | ({before[0]} if before else set())
+
+    def _is_corrected(self, key: str, header: str, *, changed: bool) -> bool:
+        """Whether an instance has results of when its header said something else; these are put away.
+
+        What version 1 has done is taken to be of this header, but where the file is another one than then.
+        """
+        db = self._plan._db
+        seen = db.execute("SELECT header FROM done WHERE key = ? AND header IS NOT ?", (key, header)).fetchall()
+        if not seen or not header:
+            return False
+        then = f"{'not ' if changed else ''}{header}"
+        db.execute("UPDATE done SET header = ? WHERE key = ? AND header IS NULL", (then, key))
+        self._plan._put_away(key, header)
+        return changed or any(of is not None for (of,) in seen)
 
     def _reopen(self, series: int, key: str) -> None:
         """A new instance opens a series that was done, unless it has a result from before."""
@@ -718,7 +783,7 @@ def _make(folder: Path, path: Path) -> None:
         part.touch(mode=0o600)
         db = sqlite3.connect(part)
         db.execute("PRAGMA journal_mode=WAL")
-        db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
+        db.executescript(f"BEGIN; {_SCHEMA} {_CORRECTED} PRAGMA user_version={VERSION}; COMMIT;")
         db.close()
         part.replace(path)
     except (OSError, sqlite3.Error) as error:

@@ -21,7 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -326,7 +326,7 @@ class Coordinator:
             return []
         now = self._clock()
         ids = tuple(row.id for row in instances)
-        keys = [row.key for row in instances]
+        keys = [f"{row.key}{row.header}" for row in instances]
         rows = [JobRow(job_id(series.key, series.method, keys), series.id, series.method, False, "open", "", ids, now)]
         method = self._shadow_method(series)
         if method is not None:
@@ -401,7 +401,13 @@ class Coordinator:
             source, members = self._sources[number], list(found)
             wanted = [[r.locator, r.study, r.series, r.sop_instance, r.sop_class] for r in members]
             groups.append(
-                {"source": source.name, "options": source.options, "wanted": wanted, "keys": [r.key for r in members]}
+                {
+                    "source": source.name,
+                    "options": source.options,
+                    "wanted": wanted,
+                    "keys": [r.key for r in members],
+                    "headers": [r.header for r in members],
+                }
             )
         return groups
 
@@ -571,9 +577,11 @@ def results_of(folder: Path) -> Iterator[Done]:
         with suppress(ValueError):
             outcomes[str(Path(outcome["source"]).relative_to(source))] = outcome
     for number, group in enumerate(groups):
-        for place, key in zip(places_of(number, len(group["keys"]), len(groups)), group["keys"], strict=True):
+        keys = group["keys"]
+        headers = group.get("headers", [""] * len(keys))  # of an earlier release without
+        for place, key, header in zip(places_of(number, len(keys), len(groups)), keys, headers, strict=True):
             if place in outcomes:
-                yield _done(key, outcomes[place], folder)
+                yield replace(_done(key, outcomes[place], folder), header=header)
             else:
                 yield Done(key, "failed", missing.get(place, "MISSING: nothing became of it"), again=True)
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from medenhance_dicom.errors import InputError, UnreadableInstanceError
-from medenhance_dicom.headers import ARCHIVE_FACTS, LAST_FACT, TRANSFER_SYNTAX, Blocks, plausible, read_facts
+from medenhance_dicom.headers import (
+    ARCHIVE_FACTS,
+    BLOCK,
+    HEADER,
+    LAST_FACT,
+    TRANSFER_SYNTAX,
+    Blocks,
+    plausible,
+    read_facts,
+)
 from medenhance_dicom.node.sources.source import DIRECTORY, NOT_DICOM, UNIQUE, UNREADABLE, Found, LeftOut
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -38,11 +48,12 @@ def judge(blocks: Blocks, locator: str, size: int, stamp: str, path: Path | None
         )
         return LeftOut(locator, f"{NOT_DICOM}: {words}")
     try:
-        facts = read_facts(blocks, ARCHIVE_FACTS, LAST_FACT, bare=True)
-        problem = problem_of(facts)
+        facts = read_facts(blocks, ARCHIVE_FACTS, LAST_FACT, bare=True, header=True)
+        header, problem = facts.pop(HEADER), problem_of(facts)
     except UnreadableInstanceError:
-        facts, problem = {}, "?"
+        facts, header, problem = {}, "", "?"
     if problem is not None:
+        header = hashlib.sha256(blocks.at(0, BLOCK)).hexdigest()[:32]
         try:
             facts = _facts_by_pydicom(blocks, path)
         except InputError as error:
@@ -52,7 +63,7 @@ def judge(blocks: Blocks, locator: str, size: int, stamp: str, path: Path | None
         problem = problem_of(facts)
     if problem is not None:
         return LeftOut(locator, f"{UNREADABLE}: {problem}")
-    return Found(locator, size, stamp, {keyword: text[:_LONGEST] for keyword, text in facts.items()})
+    return Found(locator, size, stamp, {keyword: text[:_LONGEST] for keyword, text in facts.items()}, header)
 
 
 def problem_of(facts: dict[str, str]) -> str | None:

@@ -41,6 +41,8 @@ class Found:
     """Changes when the bytes do: modification time in ns, CRC or ETag; empty where the source does not say."""
     facts: dict[str, str]
     """Keyword -> text, those that are there. Of a query's answer the Transfer Syntax UID and much else is missing."""
+    header: str = ""
+    """Another one where the header says something else; empty where the source does not say."""
 
 
 @dataclass(frozen=True)
