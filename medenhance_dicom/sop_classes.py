@@ -16,6 +16,7 @@ from pydicom.uid import UID
 
 from medenhance_dicom.overlays import embedded_planes, own_planes
 from medenhance_dicom.provenance import is_own_equipment
+from medenhance_dicom.transfer_syntaxes import kind_of
 from medenhance_dicom.uids import INSTANCE_CREATOR_UID
 
 STORAGE = "1.2.840.10008.5.1.4.1.1."
@@ -148,7 +149,6 @@ _CALCIUM = re.compile(r"ca[- _]?sc(ore)?\b|calcium|agatston", re.IGNORECASE)
 _FLOW = re.compile(r"flow|thickness|depth encoded|angiograph|octa\b", re.IGNORECASE)
 _US_DOPPLER_MODES = 0x0004 | 0x0008 | 0x0010 | 0x0020 | 0x0100 | 0x0200  # Image Type value 4, PS3.3 C.8.5.6.1.1
 _US_TISSUE_REGIONS = (0, 1, 0xA, 0xB, 0xC, 0xD)  # Region Data Type, C.8.5.5.1.2: tissue, ECG, pulse, sound, gray bar
-_VIDEO_SYNTAX = re.compile(r"1\.2\.840\.10008\.1\.2\.(4\.10[0-8](\.1)?|7\.\d+)")
 
 
 def policy(instance: Dataset, allow: frozenset[str] = frozenset()) -> Policy:
@@ -244,7 +244,7 @@ def _refusals(instance: Dataset, sop_class: SopClass, allow: frozenset[str]) -> 
         yield "FOR_PROCESSING", "a For Processing image is an input of the manufacturer's own processing"
     if _is_part_of_concatenation(instance):
         yield "CONCATENATION", "one part of a concatenation; reassemble it first"
-    if _VIDEO_SYNTAX.fullmatch(transfer_syntax(instance)):
+    if kind_of(transfer_syntax(instance)) == "video":
         yield "VIDEO", _VIDEO
     if instance.get("BitsAllocated") in (1, 32, 64) or instance.get("BitsStored") == 1:
         yield "BITS", "only 8 and 16 bits allocated are handled"

@@ -192,7 +192,10 @@ def test_what_can_be_rewritten_in_what():
     assert targets_of(JPEGBaseline8Bit) == (EXPLICIT, IMPLICIT)
     assert targets_of("1.2.840.10008.1.2.4.102") == targets_of("1.2.840.10008.1.2.4.107") == ()
     assert targets_of(ExplicitVRBigEndian) == ()
-    assert targets_of("1.2.840.10008.1.2.4.110") == (EXPLICIT, IMPLICIT)
+    for syntax in ("1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.8.1", "1.2.840.10008.1.2.1.98"):
+        assert targets_of(syntax) == (EXPLICIT, IMPLICIT)
+    for syntax in ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.7.1", "1.2.3"):
+        assert targets_of(syntax) == ()
 
 
 @pytest.mark.slow

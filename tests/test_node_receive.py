@@ -32,6 +32,7 @@ from medenhance_dicom.node.identity import data_set_digest
 from medenhance_dicom.node.receive import Mounted, Receiver
 from medenhance_dicom.node.settings import NodeSettings, Peer
 from medenhance_dicom.node.spool import Spool
+from medenhance_dicom.transfer_syntaxes import STORED, kind_of
 from tests.dicom_peers import authority, tls_files
 from tests.namespaces import may_mount
 
@@ -983,3 +984,50 @@ def test_disk_full_and_read_only(tmp_path):
     assert "Success" in lines["again"]
     assert "Refused: OutOfResources" in lines["readonly"]
     assert "Success" in lines["writable"]
+
+
+# ---------------------------------------------------------------- transfer syntaxes
+
+
+def test_every_transfer_syntax_of_stored_objects_is_kept_byte_for_byte(node):
+    """Storing needs no decoder: what stands for pixels is no codestream at all."""
+    with associated(node, contexts=[(CT, syntax.uid) for syntax in STORED]) as assoc:
+        accepted = {str(context.transfer_syntax[0]): context.context_id for context in assoc.accepted_contexts}
+        assert set(accepted) == {syntax.uid for syntax in STORED}
+        for number, syntax in enumerate(STORED):
+            data = _data_set(f"1.2.3.4.{number}", syntax.uid)
+            request = C_STORE()
+            request.MessageID, request.Priority, request.DataSet = number + 1, 2, BytesIO(data)
+            request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = CT, f"1.2.3.4.{number}"
+            assoc._reactor_checkpoint.clear()
+            while not assoc._is_paused:
+                time.sleep(0.001)
+            assoc.dimse.send_msg(request, accepted[syntax.uid])
+            _, answer = assoc.dimse.get_msg(block=True)
+            assoc._reactor_checkpoint.set()
+            assert answer.Status == 0, syntax.name
+    kept = {pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID: path for path in node.instances}
+    for number, syntax in enumerate(STORED):
+        assert kept[syntax.uid].read_bytes().endswith(_data_set(f"1.2.3.4.{number}", syntax.uid)), syntax.name
+
+
+def _data_set(sop_instance, syntax):
+    dataset = instance()
+    dataset.SOPInstanceUID = sop_instance
+    del dataset.file_meta
+    dataset.add_new(0x7FE00010, "OB", b"\0" * 8)
+    implicit, little = syntax == IMPLICIT, syntax != "1.2.840.10008.1.2.2"
+    data = encode(dataset, implicit, little, syntax == "1.2.840.10008.1.2.1.99")
+    if kind_of(syntax) == "uncompressed":
+        return data
+    head, item = data[: data.index(b"\xe0\x7f\x10\x00OB")], b"\xfe\xff\x00\xe0"
+    pixels = item + bytes(4) + item + struct.pack("<L", 6) + b"opaque" + b"\xfe\xff\xdd\xe0" + bytes(4)
+    return head + b"\xe0\x7f\x10\x00OB\0\0\xff\xff\xff\xff" + pixels
+
+
+def test_a_transfer_syntax_of_no_stored_object_is_refused_by_name(node):
+    video = "1.2.840.10008.1.2.7.1"
+    with associated(node, contexts=[(CT, video), (CT, EXPLICIT)]) as assoc:
+        assert [context.transfer_syntax[0] for context in assoc.accepted_contexts] == [EXPLICIT]
+    name = "SMPTE ST 2110-20 Uncompressed Progressive Active Video"
+    assert ("refused", {"calling_ae": "T1", "transfer_syntaxes": [name]}) in node.said

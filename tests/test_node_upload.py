@@ -113,6 +113,16 @@ def test_files_that_contradict_themselves_are_refused(node, samples, tmp_path, k
     assert node.files() == []
 
 
+def test_a_transfer_syntax_of_no_stored_object_is_refused_by_name(node, samples, tmp_path):
+    instance = dcmread(samples / "study" / "op-fundus.dcm", stop_before_pixels=True)
+    for syntax, name in (("1.2.840.10008.1.2.4.94", "JPIP Referenced"), ("1.2.3", "1.2.3")):
+        instance.file_meta.TransferSyntaxUID = syntax
+        instance.save_as(tmp_path / "edited", implicit_vr=False, little_endian=True)
+        assert failures(node.post((tmp_path / "edited").read_bytes())) == [0xC122]
+        assert list(node.audit.events())[-1]["transfer_syntax"] == name
+    assert node.files() == []
+
+
 def test_nothing_is_taken_without_room(node, sample):
     node.settings = node.settings.model_copy(update={"listener": Listener(reserve_bytes=1 << 60)})
     answer = node.post(sample)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydicom.uid import UID
 from pynetdicom import build_context
 from pynetdicom.dsutils import split_dataset
 from pynetdicom.presentation import PresentationContext
@@ -17,14 +16,15 @@ from medenhance_dicom.errors import InputError, MedenhanceError, PeerError
 from medenhance_dicom.node.association import MAXIMUM_CONTEXTS, NoContextError, associated
 from medenhance_dicom.node.settings import Destination
 from medenhance_dicom.node.transcode import targets_of, transcode
+from medenhance_dicom.transfer_syntaxes import name_of
 
 DUPLICATE = 0x0111
 """The peer has that SOP Instance UID already: for a sender that repeats, as good as stored."""
 _LOST_IN_A_ROW = 2
 """Associations that break without having stored anything, before the rest waits for the next attempt."""
-PERMANENT = {0x0117, 0x0118, 0x0119, 0x0122, 0x0124} | set(range(0xA900, 0xAA00))
-"""Failures (PS3.4 B.2.3, PS3.7 annex C) that a repeat does not mend. 0xCxxx is not among them: many peers answer it
-when their disk is full."""
+PERMANENT = {0x0117, 0x0118, 0x0119, 0x0122, 0x0124, 0xC122} | set(range(0xA900, 0xAA00))
+"""Failures (PS3.4 B.2.3, PS3.7 annex C, PS3.18 table I.2-2) that a repeat does not mend. Other 0xCxxx are not among
+them: many peers answer those when their disk is full."""
 
 
 class Sent(NamedTuple):
@@ -203,7 +203,7 @@ def deliver(assoc: Any, item: Instance, *, message_id: int, **originator: Any) -
         return _store(assoc, item.path, message_id, originator)
     possible = [str(target) for target in targets_of(item.syntax) if target in accepted]
     if not possible:
-        what = "its SOP class" if not accepted else f"{UID(item.syntax).name} and what it can be rewritten in"
+        what = "its SOP class" if not accepted else f"{name_of(item.syntax)} and what it can be rewritten in"
         raise PeerError(f"the peer does not accept {what}", permanent=True)
     with tempfile.TemporaryDirectory(prefix="rewritten-") as folder:
         rewritten = Path(folder, "instance.dcm")

@@ -12,6 +12,7 @@ from medenhance_dicom.errors import MedenhanceError, UnreadableInstanceError
 from medenhance_dicom.node.identity import Identity, read_identity
 from medenhance_dicom.node.spool import Accepted, Fate, Spool
 from medenhance_dicom.node.wire import STORAGE_CLASSES
+from medenhance_dicom.transfer_syntaxes import kind_of, name_of
 
 SUCCESS = 0x0000
 DUPLICATE_SOP_INSTANCE = 0x0111
@@ -21,6 +22,8 @@ OUT_OF_RESOURCES = 0xA700
 NOT_AS_ANNOUNCED = 0xA900
 """The data set is of another SOP class or instance than the command says."""
 CANNOT_UNDERSTAND = 0xC000
+TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
+"""PS3.18 table I.2-2; over an association such a context is not accepted in the first place."""
 
 GUARD_BYTES = 16 << 20
 """So often is the free space looked at while a data set comes in."""
@@ -63,7 +66,7 @@ def take_in(
         sop_instance: Likewise.
         digest: SHA-256 of the data set in hex, where it is known already.
         carried: Called with the series key before the instance can be seen in `pending/`.
-        audit: Called for every conflict and quarantined file.
+        audit: Called for every conflict, quarantined file and transfer syntax that is not stored.
 
     Returns:
         With status 0x0000 only when the bytes survive a power cut.
@@ -72,6 +75,8 @@ def take_in(
     try:
         identity = read_identity(part, digest=digest)
         taken = _refusal(identity, sop_class, sop_instance) or taken
+        if taken.status == TRANSFER_SYNTAX_NOT_SUPPORTED:
+            _say(audit, "refused", calling_ae=calling_ae, transfer_syntax=name_of(identity.transfer_syntax))
         if taken.status == OUT_OF_RESOURCES:
             taken = Taken(OUT_OF_RESOURCES, identity)
             if carried is not None:
@@ -101,6 +106,8 @@ def _refusal(identity: Identity, sop_class: str | None, sop_instance: str | None
         return Taken(NOT_AS_ANNOUNCED, identity)
     if identity.sop_class not in STORAGE_CLASSES:
         return Taken(SOP_CLASS_NOT_SUPPORTED, identity)
+    if kind_of(identity.transfer_syntax) is None:
+        return Taken(TRANSFER_SYNTAX_NOT_SUPPORTED, identity)
     return None
 
 

@@ -21,6 +21,7 @@ from medenhance_dicom.node.messages import Part, Request
 from medenhance_dicom.node.settings import Listener, NodeSettings
 from medenhance_dicom.node.spool import Fate, Spool
 from medenhance_dicom.node.wire import TRANSFER_SYNTAXES, application_entity, server_tls, storage_contexts
+from medenhance_dicom.transfer_syntaxes import name_of
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ _WORDS = {
     _CONGESTION: "draining, or out of order",
     _LIMIT: "too many associations",
 }
+_NO_SYNTAX = 4
+"""Result of a presentation context, PS3.8 table 9-18: transfer syntaxes not supported."""
 _GRACE_SECONDS = 30.0
 
 
@@ -101,7 +104,11 @@ class Receiver:
                     most_associations=listener.maximum_associations,
                     contexts=list(contexts.values()),
                     ssl_context=ssl_context,
-                    handlers=[(evt.EVT_REQUESTED, self._admit), *self.mounted.handlers],
+                    handlers=[
+                        (evt.EVT_REQUESTED, self._admit),
+                        (evt.EVT_ACCEPTED, self._say_refused),
+                        *self.mounted.handlers,
+                    ],
                 )
             except OSError as error:
                 self.stop(0)
@@ -143,6 +150,15 @@ class Receiver:
         self._audit("rejected", calling_ae=assoc.calling_ae, address=assoc.requestor.address, why=_WORDS[refusal])
         assoc.acse.send_reject(*refusal)
         assoc.kill()
+
+    def _say_refused(self, event: evt.Event) -> None:
+        """Name what a peer offered in vain: transfer syntaxes of contexts of which we took none."""
+        assoc: Any = event.assoc
+        refused = {context.context_id for context in assoc.rejected_contexts if context.result == _NO_SYNTAX}
+        if refused:
+            offered = assoc.requestor.primitive.presentation_context_definition_list
+            syntaxes = {name_of(str(s)) for item in offered if item.context_id in refused for s in item.transfer_syntax}
+            self._audit("refused", calling_ae=assoc.calling_ae, transfer_syntaxes=sorted(syntaxes))
 
     def _refusal(self, assoc: Any) -> tuple[int, int, int] | None:
         listener = self.settings.listener

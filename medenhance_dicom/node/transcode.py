@@ -24,6 +24,7 @@ from pydicom.uid import (
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import UnreadableInstanceError, UnsupportedInstanceError
 from medenhance_dicom.part10 import UNDEFINED_LENGTH, Limits, PixelElement, _quiet_pydicom, open_instance
+from medenhance_dicom.transfer_syntaxes import kind_of
 from medenhance_dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 TARGETS = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
@@ -36,11 +37,10 @@ _NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLit
 
 
 def targets_of(syntax: str) -> tuple[UID, ...]:
-    """Into which syntaxes a file of that one can be rewritten; none for video and big endian."""
-    uid = UID(syntax)
-    if uid == ExplicitVRBigEndian or "1.2.840.10008.1.2.4.100" <= uid < "1.2.840.10008.1.2.4.11":
+    """Into which syntaxes a file of that one can be rewritten; none for video, big endian and what holds no pixels."""
+    if syntax == ExplicitVRBigEndian or kind_of(syntax) in (None, "video"):
         return ()
-    return tuple(target for target in TARGETS if target != uid)
+    return tuple(target for target in TARGETS if target != syntax)
 
 
 def transcode(source: Path, target: Path, syntax: str, decoder: Decoder | None = None) -> None:

@@ -27,6 +27,7 @@ from pynetdicom.transport import AssociationSocket
 
 from medenhance_dicom.errors import ConfigurationError
 from medenhance_dicom.node.settings import Destination, TLSFiles
+from medenhance_dicom.transfer_syntaxes import STORED
 from medenhance_dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 MAXIMUM_PDU = 131072
@@ -37,50 +38,9 @@ _AHEAD = 32768
 _UNSENT = 64
 """P-DATA primitives that wait for the socket; more would hold a whole object in memory."""
 
-UNCOMPRESSED = (
-    "1.2.840.10008.1.2.1",  # Explicit VR Little Endian
-    "1.2.840.10008.1.2",  # Implicit VR Little Endian: private VRs are lost
-    "1.2.840.10008.1.2.1.99",  # Deflated Explicit VR Little Endian
-    "1.2.840.10008.1.2.2",  # Explicit VR Big Endian, retired
-)
-LOSSLESS = (
-    "1.2.840.10008.1.2.4.90",  # JPEG 2000 Lossless
-    "1.2.840.10008.1.2.4.80",  # JPEG-LS Lossless
-    "1.2.840.10008.1.2.4.70",  # JPEG Lossless SV1
-    "1.2.840.10008.1.2.4.57",  # JPEG Lossless
-    "1.2.840.10008.1.2.5",  # RLE Lossless
-    "1.2.840.10008.1.2.4.201",  # HTJ2K Lossless
-    "1.2.840.10008.1.2.4.202",  # HTJ2K Lossless RPCL
-    "1.2.840.10008.1.2.4.110",  # JPEG XL Lossless
-)
-MAYBE_LOSSY = (
-    "1.2.840.10008.1.2.4.81",  # JPEG-LS Near-lossless
-    "1.2.840.10008.1.2.4.91",  # JPEG 2000
-    "1.2.840.10008.1.2.4.203",  # HTJ2K
-    "1.2.840.10008.1.2.4.111",  # JPEG XL, recompressed JPEG
-    "1.2.840.10008.1.2.4.112",  # JPEG XL
-    "1.2.840.10008.1.2.4.50",  # JPEG Baseline
-    "1.2.840.10008.1.2.4.51",  # JPEG Extended
-    "1.2.840.10008.1.2.4.100",  # MPEG-2
-    "1.2.840.10008.1.2.4.100.1",
-    "1.2.840.10008.1.2.4.101",
-    "1.2.840.10008.1.2.4.101.1",
-    "1.2.840.10008.1.2.4.102",  # MPEG-4
-    "1.2.840.10008.1.2.4.102.1",
-    "1.2.840.10008.1.2.4.103",
-    "1.2.840.10008.1.2.4.103.1",
-    "1.2.840.10008.1.2.4.104",
-    "1.2.840.10008.1.2.4.104.1",
-    "1.2.840.10008.1.2.4.105",
-    "1.2.840.10008.1.2.4.105.1",
-    "1.2.840.10008.1.2.4.106",
-    "1.2.840.10008.1.2.4.106.1",
-    "1.2.840.10008.1.2.4.107",  # HEVC
-    "1.2.840.10008.1.2.4.108",
-)
-TRANSFER_SYNTAXES = (UNCOMPRESSED[0], *LOSSLESS, *UNCOMPRESSED[1:], *MAYBE_LOSSY)
-"""What we accept, best first: the first one that the peer offers in a context is taken. Lossy ones are last, or a
-modality that offers both would compress with loss for us."""
+TRANSFER_SYNTAXES = tuple(syntax.uid for syntax in STORED)
+"""What we accept, best first: the first one that the peer offers in a context is taken."""
+UNCOMPRESSED = tuple(syntax.uid for syntax in STORED if syntax.kind == "uncompressed")
 
 STORAGE_CLASSES = tuple(str(context.abstract_syntax) for context in AllStoragePresentationContexts)
 """What we store: every class that DICOM has."""
