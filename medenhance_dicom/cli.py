@@ -30,6 +30,7 @@ from medenhance_dicom.errors import (
 from medenhance_dicom.evaluation.commands import evaluate
 from medenhance_dicom.node import commands as node_commands
 from medenhance_dicom.node.console import progress_bar
+from medenhance_dicom.verification.commands import keys_app, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -147,6 +148,10 @@ def enhance(
     sr: Annotated[
         bool, typer.Option("--sr", help="Write a structured report (TID 1500) on each derived instance.")
     ] = False,
+    sign_key: Annotated[
+        Path | None,
+        typer.Option(help="Site key that signs the derived objects; the last of a folder.", metavar="FILE|FOLDER"),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option(help="Report file, by default OUTPUT/run_report.json, and a copy that stays.")
     ] = None,
@@ -161,7 +166,7 @@ def enhance(
     settings = Settings(
         output=output, recipe=recipe, weights=weights, guide=None if guide == "auto" else guide, device=device,
         engine=engine, precision=precision, gate=gate, allow=frozenset(a.upper() for a in allow), preview=preview,
-        structured_report=sr, overwrite=overwrite,
+        structured_report=sr, overwrite=overwrite, sign_key=sign_key,
     )  # fmt: skip
     if dry_run:
         _inspect(paths, settings, json=json)
@@ -255,30 +260,6 @@ def _inspect(paths: list[Path], settings: Settings, *, json: bool) -> None:
         Console().print(table)
     results = {s["result"] for s in series}
     raise typer.Exit(0 if "enhanced" in results else 6 if results == {"failed"} else 3)
-
-
-@app.command(epilog=EXIT_CODES)
-def verify(
-    path: Annotated[Path, typer.Argument(help="A derived object, or a folder of them.")],
-    source: Annotated[Path | None, typer.Option(help="Folder or file of the sources, to compare with.")] = None,
-    json: Json = False,
-) -> None:
-    """Check our derived objects: provenance, digests, required attributes. Exit 4 where one has a problem."""
-    from medenhance_dicom.verify import verify_files
-
-    results = list(verify_files(path, source))
-    if json:
-        _print_json({"objects": results})
-    else:
-        for result in results:
-            print(f"{'ok' if not result['problems'] else 'PROBLEM'}  {result['path']}")
-            for problem in result["problems"]:
-                print(f"         {problem}")
-        print(f"{len(results)} derived objects, {sum(bool(r['problems']) for r in results)} with problems")
-    if not results:
-        raise typer.Exit(3)
-    bad = sum(bool(result["problems"]) for result in results)
-    raise typer.Exit(0 if not bad else 5 if bad == len(results) else 4)
 
 
 SourceArgument = Annotated[Path, typer.Argument(help="The originals: a file or folder.", metavar="SOURCE")]
@@ -651,6 +632,8 @@ def train(
         print(f"best weights: {best}")
 
 
+app.command(epilog=EXIT_CODES)(verify)
+app.add_typer(keys_app, name="keys")
 app.command(epilog=EXIT_CODES)(evaluate)
 app.command(epilog=EXIT_CODES)(calibrate)
 app.command(epilog=EXIT_CODES)(train_gate)

@@ -47,6 +47,8 @@ from medenhance_dicom.recipe import Recipe
 from medenhance_dicom.report import UNCHANGED, UNREADABLE, Outcome
 from medenhance_dicom.selection import Settings, choose_methods, outcome_of, read_members, recipes_of
 from medenhance_dicom.series import Member, Series
+from medenhance_dicom.signature import sign
+from medenhance_dicom.site_keys import load_signing_key
 from medenhance_dicom.structured_report import structured_report
 from medenhance_dicom.targets import Standing, standing
 from medenhance_dicom.unit_frames import SeriesIntensity, UnitFrame, unit_frames
@@ -81,11 +83,14 @@ class Enhancement:
 
         Raises:
             InputError: A path does not exist.
+            ConfigurationError: The site key cannot be used.
             ModelError: Weights or a guide that a recipe needs are missing or altered.
             RecipeError: A guide or weights are named, and no recipe chosen for a series takes any.
             OutputError: The output folder is not writable or full.
         """
         settings = self.settings
+        if settings.sign_key is not None:
+            load_signing_key(settings.sign_key)  # before anything is done
         with tempfile.TemporaryDirectory(prefix="medenhance-") as folder, contextlib.ExitStack() as own:
             scratch = Path(folder)
             decoder = decoder or own.enter_context(Decoder(limits=settings.limits))
@@ -182,6 +187,8 @@ class Enhancement:
             derived, left_behind = derivation(source, summary, provenance)
             if problems := assert_derived(derived, source, pixel_digest=summary.digest):
                 raise DerivationError("; ".join(problems))
+            if settings.sign_key is not None:
+                sign(derived, load_signing_key(settings.sign_key), summary.digest)
             document = None
             if settings.structured_report:
                 document = structured_report(source, derived, verdict.lassim, verdict.outcome, values)

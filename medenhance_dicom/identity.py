@@ -27,6 +27,9 @@ from medenhance_dicom.errors import DerivationError
 from medenhance_dicom.provenance import CODING_SCHEME, is_own_equipment
 from medenhance_dicom.uids import derived_uid
 
+SIGNATURE_GROUP = 0x0099
+"""Private group of the site's signature (`signature`), which is over the digests and so in none of them."""
+
 METHOD_VERSION = 2
 """Raised when the same source, recipe, weights and guide are meant to give other pixels than before. Objects of rule 1
 had the digest of their pixels in their UID instead of their header's and their source's."""
@@ -178,7 +181,8 @@ def _digest_of(dataset: Dataset, view: _View) -> str:
 
 def _elements(dataset: Dataset, view: _View, depth: int) -> Iterator[bytes]:
     for element in dataset:
-        if element.tag.element and not (depth == 0 and element.tag >= _PIXELS):
+        apart = depth == 0 and (element.tag >= _PIXELS or element.tag.group == SIGNATURE_GROUP)
+        if element.tag.element and not apart:
             yield from _element(element, view, depth)
 
 

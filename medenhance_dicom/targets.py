@@ -10,11 +10,13 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from medenhance_dicom.errors import InputError, OutputError
 from medenhance_dicom.part10 import read_instance
+from medenhance_dicom.signature import signature_of
 from medenhance_dicom.sop_classes import is_own_derived
 from medenhance_dicom.verify import assert_derived, check_report, pixel_digest
 
-Standing = Literal["absent", "intact", "damaged", "taken"]
-"""Nothing there; the object, whole; a cut, altered or unreadable file; another object, which must stay."""
+Standing = Literal["absent", "intact", "unsigned", "damaged", "taken"]
+"""Nothing there; the object, whole; the same without the signature that it is to have; a cut, altered or unreadable
+file; another object, which must stay."""
 
 
 def standing(target: Path, derived: Dataset) -> Standing:
@@ -43,7 +45,9 @@ def standing(target: Path, derived: Dataset) -> Standing:
     whole = check_report(there) == [] if "ContentSequence" in there else is_whole(target, there)
     if not whole or not _encoded_as_ours(there):
         return "damaged"
-    return "intact" if there.SOPInstanceUID == derived.SOPInstanceUID else "taken"
+    if there.SOPInstanceUID != derived.SOPInstanceUID:
+        return "taken"
+    return "unsigned" if signature_of(derived) is not None and signature_of(there) is None else "intact"
 
 
 def is_whole(path: Path, derived: Dataset) -> bool:

@@ -7,13 +7,12 @@ Problems come back as sentences that name attributes and never quote values, whi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import struct
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pydicom import Dataset
 from pydicom.multival import MultiValue
@@ -35,7 +34,7 @@ from medenhance_dicom.identity import (
     own_item,
     recorded_digests,
 )
-from medenhance_dicom.part10 import find_instances, looks_like_dicom, read_instance
+from medenhance_dicom.part10 import Limits, open_instance, read_instance
 from medenhance_dicom.provenance import (
     CODES,
     CODING_SCHEME,
@@ -45,6 +44,8 @@ from medenhance_dicom.provenance import (
     Step,
     is_own_equipment,
 )
+from medenhance_dicom.signature import signature_of, signature_state, unsigned
+from medenhance_dicom.site_keys import PublicKey
 from medenhance_dicom.sop_classes import WRITABLE, image_type
 from medenhance_dicom.structured_report import COMPREHENSIVE_SR, report_uid
 from medenhance_dicom.uids import INSTANCE_CREATOR_UID
@@ -52,6 +53,17 @@ from medenhance_dicom.uids import INSTANCE_CREATOR_UID
 _EVERYWHERE = {"NumberOfFrames", "SourceImageSequence", "DerivationDescription", "DerivationCodeSequence"}
 _CHUNK = 1 << 20
 _GUIDED = re.compile(r": recipe \S+, hqgnet\b(?!-)")
+
+SOURCE_MISSING = "its source is not among the files given"
+NOT_SIGNED = "signature: not signed"
+UNKNOWN_KEY = "signature: by a key that is not among those given"
+BAD_SIGNATURE = "signature: does not fit the object, or was not made by the key that it names"
+_SIGNATURES = {
+    "signed": [],
+    "not signed": [NOT_SIGNED],
+    "unknown key": [UNKNOWN_KEY],
+    "bad signature": [BAD_SIGNATURE],
+}
 _KNOWN_CODES = {(step.value, step.scheme): step.meaning for steps in CODES.values() for step in steps}
 _SAME_AS_SOURCE = (
     "FrameOfReferenceUID",
@@ -85,45 +97,85 @@ def assert_derived(derived: Dataset, source: Dataset | None = None, *, pixel_dig
     return problems + (list(_against(derived, source)) if source is not None else [])
 
 
-def check_file(path: Path, sources: Mapping[str, Path] | None = None) -> list[str] | None:
+def is_ours(instance: Dataset) -> bool:
+    """Whether an object bears the marks of what we make."""
+    return instance.get("InstanceCreatorUID") == INSTANCE_CREATOR_UID or is_own_equipment(instance)
+
+
+def traces(instance: Dataset) -> str | None:
+    """The attribute by which an object without our marks still shows that it was ours; None: nothing does.
+
+    Our item of Contributing Equipment is one where it comes last: who makes something else of our object adds his own.
+    """
+    items = list(instance.get("ContributingEquipmentSequence") or [])
+    if items and is_own_equipment(items[-1]):
+        return "ContributingEquipmentSequence"
+    for keyword in ("CodingSchemeIdentificationSequence", "DerivationCodeSequence"):
+        if any(item.get("CodingSchemeDesignator") == CODING_SCHEME for item in instance.get(keyword) or []):
+            return keyword
+    return "private" if signature_of(instance) is not None else None
+
+
+def check_file(
+    path: Path,
+    sources: Mapping[str, Sequence[Path]] | None = None,
+    keys: Mapping[str, PublicKey] | None = None,
+) -> list[str] | None:
     """Check one file, its Pixel Data included. Memory does not grow with the pixels.
 
     Args:
         path: The file.
-        sources: SOP Instance UID -> file of the possible sources.
+        sources: SOP Instance UID -> files of the possible sources, several where one was corrected. None: unknown.
+        keys: Key id -> key; the object has to be signed by one of them. None: not looked at.
 
     Returns:
         Problems; None if the file is readable but no derived object of ours.
 
     Raises:
-        InputError: The file, or its source, is no readable DICOM.
+        InputError: The file is no readable DICOM.
     """
-    derived = read_instance(path)
+    with open_instance(path, Limits(), header_only=True) as (derived, _, pixels):
+        pass
     if derived.get("SOPClassUID") == COMPREHENSIVE_SR:
         return check_report(derived, sources)
-    if derived.get("InstanceCreatorUID") != INSTANCE_CREATOR_UID and not is_own_equipment(derived):
+    if not is_ours(derived):
         return None
-    source_path = (sources or {}).get(source_uid(derived))
-    source = read_instance(source_path) if source_path is not None else None
-    digest = pixel_digest(path, derived)
-    problems = [] if digest else ["Pixel Data is not the last element, or not of the size that the header declares"]
-    if sources and source is None:
-        problems.append("its source is not among the files given")
-    return problems + assert_derived(derived, source, pixel_digest=digest)
+    last = pixels is not None and pixels.keyword == "PixelData" and pixels.offset + pixels.length == path.stat().st_size
+    digest = pixel_digest(path, derived) if last else None
+    problems = list(_file(derived))
+    if digest is None:
+        problems.append("Pixel Data is not the last element, or not of the size that the header declares")
+    problems += assert_derived(derived, pixel_digest=digest)
+    if sources is not None:
+        problems += _against_sources(derived, sources.get(source_uid(derived), ()))
+    if keys is not None:
+        problems += _SIGNATURES[signature_state(derived, keys, digest)]
+    return problems
 
 
-def check_report(document: Dataset, images: Mapping[str, Path] | None = None) -> list[str] | None:
+def _file(derived: Dataset) -> Iterator[str]:
+    """File Meta Information names the object that is in the file (PS3.10 section 7.1)."""
+    meta = derived.file_meta
+    for keyword in ("SOPClassUID", "SOPInstanceUID"):
+        if meta.get(f"MediaStorage{keyword}", derived.get(keyword)) != derived.get(keyword):
+            yield f"MediaStorage{keyword}: another one than {keyword}"
+
+
+def _against_sources(derived: Dataset, paths: Sequence[Path]) -> list[str]:
+    """What is wrong beside the source; of several, beside the one that fits best."""
+    found = [list(_against(derived, source)) for source in _readable(paths)]
+    return min(found, key=len, default=["its source cannot be read" if paths else SOURCE_MISSING])
+
+
+def check_report(document: Dataset, images: Mapping[str, Sequence[Path]] | None = None) -> list[str] | None:
     """What is wrong with a structured report of ours.
 
     Args:
         document: The report.
-        images: SOP Instance UID -> file of images that it may be about.
+        images: SOP Instance UID -> files of images that it may be about.
 
     Returns:
         Problems; None if it is not ours.
-
-    Raises:
-        InputError: An image is no readable DICOM.
     """
     if document.get("InstanceCreatorUID") != INSTANCE_CREATOR_UID:
         return None
@@ -138,9 +190,20 @@ def check_report(document: Dataset, images: Mapping[str, Path] | None = None) ->
     problems = set()
     if document.get("SOPInstanceUID") not in (report_uid(uid, document) for uid in evidence):
         problems.add("SOPInstanceUID: does not follow from the derived image and the content")
-    for path in [images[uid] for uid in evidence if images and uid in images]:
-        problems |= {f"{keyword}: differs from the image" for keyword in _differing(document, read_instance(path))}
+    for paths in [images[uid] for uid in evidence if images and uid in images]:
+        unlike = [list(_differing(document, image)) for image in _readable(paths)]
+        if not unlike:
+            problems.add("an image that it is about cannot be read")
+        for keyword in min(unlike, key=len, default=[]):
+            problems.add(f"{keyword}: differs from the image")
     return sorted(problems)
+
+
+def _readable(paths: Iterable[Path]) -> Iterator[Dataset]:
+    """Headers of the files that can be read."""
+    for path in paths:
+        with contextlib.suppress(InputError):
+            yield read_instance(path)
 
 
 def pixel_digest(path: Path, derived: Dataset) -> str | None:
@@ -250,7 +313,7 @@ def _one_reference(place: Dataset, own_uid: str) -> Iterator[str]:
 
 def _contents(derived: Dataset) -> Iterator[str]:
     """Nothing of the drop list, and nothing that the IOD does not have."""
-    for name in sorted(set(forbidden_in(derived))):
+    for name in sorted(set(forbidden_in(unsigned(derived)))):
         yield f"{name}: must not be in a derived object"
     sop_class = WRITABLE.get(str(derived.get("SOPClassUID") or ""))
     if sop_class is None:
@@ -345,26 +408,3 @@ def _frame_types(derived: Dataset) -> Iterator[list[str]]:
                     value = item.get("FrameType")
                     if value is not None:
                         yield [value] if isinstance(value, str) else list(value)
-
-
-def verify_files(path: Path, source: Path | None) -> Iterator[dict[str, Any]]:
-    """Problems of each derived object of ours below `path`; other files are passed over.
-
-    Args:
-        path: A file or folder.
-        source: Where the sources are; found by the UID that a derived object names. None: checked without them.
-    """
-    with tempfile.TemporaryDirectory(prefix="medenhance-") as scratch:
-        sources: dict[str, Path] = {}
-        for located in find_instances([source], Path(scratch)) if source else ():
-            try:
-                if looks_like_dicom(located.path):
-                    sources[str(read_instance(located.path).get("SOPInstanceUID"))] = located.path
-            except InputError:
-                continue
-        for located in find_instances([path], Path(scratch)):
-            if not looks_like_dicom(located.path):
-                continue
-            problems = check_file(located.path, sources)
-            if problems is not None:
-                yield {"path": located.name, "problems": problems}

@@ -90,7 +90,7 @@ def test_every_class_is_valid_and_verifies(name, tmp_path):
     target, source = derive_file(source_path, tmp_path)
     before, after = synthetic.dciodvfy_errors(source_path), synthetic.dciodvfy_errors(target)
     assert not after - before
-    assert check_file(target, {str(source.SOPInstanceUID): source_path}) == []
+    assert check_file(target, {str(source.SOPInstanceUID): [source_path]}) == []
     written = dcmread(target)
     assert written.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
     assert ("OW" if written.BitsAllocated == 16 else "OB") == written["PixelData"].VR
@@ -132,7 +132,7 @@ def test_pydicoms_files(path, tmp_path):
     # A source UID that is illegal is illegal again where we refer to it.
     new = [line for line in new if "UID" not in line or line.split(" - ", 1)[-1] not in inherited]
     assert new == []
-    assert check_file(target, {str(source.SOPInstanceUID): path}) == []
+    assert check_file(target, {str(source.SOPInstanceUID): [path]}) == []
 
 
 # ------------------------------------------------------------------------------------------------ identifiers

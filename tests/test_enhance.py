@@ -18,10 +18,11 @@ from pydicom import Dataset, dcmread
 
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.enhance import Enhancement
-from medenhance_dicom.errors import UnreadableInstanceError
+from medenhance_dicom.errors import ConfigurationError, UnreadableInstanceError
 from medenhance_dicom.identity import derived_instance_uid, recorded_digests
 from medenhance_dicom.selection import Settings, _require_uid, plan
-from medenhance_dicom.verify import verify_files
+from medenhance_dicom.site_keys import create_key, load_public_keys
+from medenhance_dicom.verification.files import verify_files
 from tests import synthetic
 
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
@@ -54,7 +55,7 @@ def test_every_sample_is_enhanced_but_ct(run):
 
 def test_derived_objects_are_sound_and_readable_by_others(run):
     samples, output, outcomes = run
-    assert [r["problems"] for r in verify_files(output, samples)] == [[]] * 10  # an image and a report each
+    assert [result.problems for result in verify_files(output, samples)] == [[]] * 10  # an image and a report each
     for o in outcomes:
         if not o.derived:
             continue
@@ -93,6 +94,24 @@ def test_blending_where_nothing_objects_changes_no_byte(samples, tmp_path):
     assert plain.derived_sop_instance_uid == blended.derived_sop_instance_uid
     assert (blended.result, blended.verdict["mode"], blended.verdict["blended"]) == ("enhanced", "blend", None)
     assert Path(plain.derived).read_bytes() == Path(blended.derived).read_bytes()
+
+
+def test_a_site_key_signs_what_is_written(samples, tmp_path):
+    create_key(tmp_path / "site.key")
+    source = samples / "study" / "us-abdomen.dcm"
+    enhance([source], tmp_path / "out", recipe="identity", sign_key=tmp_path / "site.key")
+    keys = load_public_keys(tmp_path / "site.key.pub")
+    enhance([source], tmp_path / "later", recipe="identity")
+    assert [result.state for result in verify_files(tmp_path / "later", source, keys)] == ["not signed"]
+    for repeated in (False, True):
+        outcomes = enhance([source], tmp_path / "later", recipe="identity", sign_key=tmp_path / "site.key")
+        assert [outcome.repeated for outcome in outcomes] == [repeated]
+    assert [result.state for result in verify_files(tmp_path / "later", source, keys)] == ["ok"]
+    assert [result.state for result in verify_files(tmp_path / "out", source, keys)] == ["ok"]
+    (tmp_path / "site.key").chmod(0o644)
+    with pytest.raises(ConfigurationError, match="0600"):
+        enhance([source], tmp_path / "none", recipe="identity", sign_key=tmp_path / "site.key")
+    assert not (tmp_path / "none").exists()
 
 
 def _errors(path):
@@ -332,7 +351,7 @@ def test_uids_can_be_referred_to_whoever_registered_them(uid):
     _require_uid(_with_uid(uid), "SOPInstanceUID")
 
 
-@pytest.mark.parametrize("uid", ["", "1.2.", ".1", "1..2", "..", "1.2/../x", "1.2\n", "1.٣", "1." + "2" * 64])
+@pytest.mark.parametrize("uid", ["", "1.2.", ".1", "1..2", "..", "1.2/../x", "1.٣", "1." + "2" * 64])
 def test_other_uids_are_refused_by_keyword(uid):
     with pytest.raises(UnreadableInstanceError, match="SOPInstanceUID"):
         _require_uid(_with_uid(uid), "SOPInstanceUID")

@@ -214,7 +214,7 @@ def test_a_file_with_an_odd_number_of_pixel_bytes(written):
     assert len(data) % 2
     assert pixel_digest(target, derived) == hashlib.sha256(data).hexdigest()
     assert check_file(target) == []
-    assert check_file(target, {str(read_instance(source).SOPInstanceUID): source}) == []
+    assert check_file(target, {str(read_instance(source).SOPInstanceUID): [source]}) == []
 
 
 def test_pixels_are_read_in_pieces(written, monkeypatch):
@@ -255,13 +255,13 @@ def test_an_altered_header_is_found(written):
         "ContributionDescription: the object says something else than what was recorded",
     ]
     assert check_file(target) == altered
-    assert check_file(target, {uid: source}) == [*altered, "PatientID: differs from the source"]
+    assert check_file(target, {uid: [source]}) == [*altered, "PatientID: differs from the source"]
 
 
 def test_files_that_are_not_ours_and_sources_that_are_missing(written):
     source, target, _ = written
     assert check_file(source) is None
-    assert check_file(target, {"1.2.3": source}) == ["its source is not among the files given"]
+    assert check_file(target, {"1.2.3": [source]}) == ["its source is not among the files given"]
 
 
 def test_unreadable_files_raise(tmp_path):

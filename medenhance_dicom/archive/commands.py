@@ -70,6 +70,9 @@ def archive_plan(
     ] = None,
     gate: Annotated[str | None, typer.Option(help="withhold, warn, off or blend.")] = None,
     device: Annotated[str | None, typer.Option("-d", "--device", help="Of the enhancement.")] = None,
+    sign_key: Annotated[
+        Path | None, typer.Option(help="Site key that signs the derived objects.", metavar="FILE|FOLDER")
+    ] = None,
     sample: Annotated[
         str | None, typer.Option(help="Enhance this share, such as 0.1%, and forecast the rest.", metavar="SHARE")
     ] = None,
@@ -86,6 +89,7 @@ def archive_plan(
 
     keep_private()
     given = {"recipe": recipe, "guide": guide, "allow": allow, "gate": gate, "device": device}
+    given["sign_key"] = str(sign_key.absolute()) if sign_key is not None else None
     with _interruptible(f"`archive plan --plan {plan}`"):
         names = [planning.source_name(text) for text in sources or ()]
         for name in names:  # a wrong one makes no plan

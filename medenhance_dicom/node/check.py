@@ -85,6 +85,8 @@ def check(settings: NodeSettings, *, now: datetime, peers: bool = True) -> Itera
         if peer.tls:
             yield from _client_tls(f"peer {peer.ae_title} tls", peer.tls, now, named=False)
     yield from _models(settings)
+    if settings.enhance.sign_key is not None:
+        yield _sign_key(settings.enhance.sign_key)
     if settings.work.database:
         yield from _database(settings.work.database)
     if not settings.destinations:
@@ -262,6 +264,15 @@ def port_problems(settings: NodeSettings) -> list[str]:
         except OSError as error:
             problems.append(f"{what}: {bind} port {port}: {error.strerror}")
     return problems
+
+
+def _sign_key(place: Path) -> Finding:
+    from medenhance_dicom.site_keys import load_signing_key
+
+    try:
+        return Finding("enhance.sign_key", "ok", f"key {load_signing_key(place).id}")
+    except ConfigurationError as error:
+        return Finding("enhance.sign_key", "wrong", str(error))
 
 
 def _certificates(what: str, files: TLSFiles, now: datetime, *, server: bool) -> Iterator[Finding]:

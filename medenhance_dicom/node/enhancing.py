@@ -211,6 +211,7 @@ def run_settings(asked: EnhanceTable, output: Path) -> Settings:
         precision=asked.precision,
         gate=asked.gate,
         allow=frozenset(name.upper() for name in asked.allow),
+        sign_key=asked.sign_key,
     )
 
 

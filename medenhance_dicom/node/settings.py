@@ -124,6 +124,8 @@ class Enhancing(_Table):
     gate: Literal["withhold", "warn", "off", "blend"] = "withhold"
     allow: tuple[str, ...] = ()
     """Modalities that are off by default: CT, MG."""
+    sign_key: Path | None = None
+    """Site key, or a folder whose last one signs the derived objects."""
 
 
 class Destination(_Table):

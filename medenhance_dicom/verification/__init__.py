@@ -1,0 +1,1 @@
+"""Verifying whole folders of what we made: which files are ours, and what state each is in."""
