@@ -323,8 +323,9 @@ def voi_windows(instance: Dataset, index: int) -> list[tuple[float, float]]:
 
 
 def to_modality(stored: Array, line: ModalityLine) -> npt.NDArray[np.float32]:
-    """Return slope * stored + intercept as float32, in the shape of `stored`."""
-    return (stored.astype(np.float64) * line.slope + line.intercept).astype(np.float32)
+    """Return slope * stored + intercept as float32, in the shape of `stored`; infinite beyond its range."""
+    with np.errstate(over="ignore"):
+        return (stored.astype(np.float64) * line.slope + line.intercept).astype(np.float32)
 
 
 def encode_residual(frame: StoredFrame, delta_modality: Array, line: ModalityLine, pixels: PixelFormat) -> Array:

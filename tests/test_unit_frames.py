@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,42 +14,13 @@ from skimage import data
 from medenhance_dicom.comparison.judging import judge_pairs
 from medenhance_dicom.comparison.pairs import open_pairs
 from medenhance_dicom.decoding import Decoder
-from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.enhancer import EnhancerSpec
 from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.recipe import IntensityRecipe
 from medenhance_dicom.selection import Settings, choose_recipes, read_members, recipes_of
 from medenhance_dicom.unit_frames import SeriesIntensity, unit_frames
 from tests import synthetic
-
-NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
-CAMERA = data.camera()[100:164, 100:164].astype(np.float64)  # (64, 64)
-CAMERA = (CAMERA - CAMERA.min()) / np.ptp(CAMERA)
-ALLOW = frozenset({"CT", "MG"})
-
-
-def write(folder, number, name, stored, **attributes):
-    """An instance `number` of a series, of stored values (H, W), (N, H, W) or (H, W, 3)."""
-    stored = np.asarray(stored)
-    multi = stored.ndim == 3 and stored.shape[2] != 3
-    rows, columns = stored.shape[1:3] if multi else stored.shape[:2]
-    uid = f"1.2.826.0.1.9999.40.{number}"
-    instance = synthetic.make_instance(
-        name,
-        rows=rows,
-        columns=columns,
-        frames=len(stored) if multi else 1,
-        SOPInstanceUID=uid,
-        InstanceNumber=number,
-        **attributes,
-    )
-    instance.file_meta.MediaStorageSOPInstanceUID = uid
-    kind = f"<{'i' if instance.PixelRepresentation else 'u'}{instance.BitsAllocated // 8}"
-    instance.PixelData = np.rint(stored).astype(kind).tobytes()
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{number}.dcm"
-    instance.save_as(path, enforce_file_format=True)
-    return path
+from tests.flow import ALLOW, CAMERA, enhance, run_by, write
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +44,6 @@ def _maps_of(decoder, paths, **how):
                 frames = unit_frames(member, maps, lambda unit, _: np.ones(unit.shape[:2], bool))
                 found[member.located.path.name] = [(f.map.lo, f.map.hi) for f in frames]
     return found
-
-
-def enhance(paths, output, **options):
-    settings = Settings(output=output, device="cpu", engine="torch", precision="fp32", allow=ALLOW, **options)
-    return list(Enhancement(settings, now=NOON).outcomes(paths))
 
 
 # ------------------------------------------------------------------------------------------ who shares an intensity map
@@ -259,14 +224,6 @@ class Stamps:
         y, x = np.mgrid[: frames.shape[1], : frames.shape[2]]
         disk = ((y - 100) ** 2 + (x - 60) ** 2 < 12**2)[None, :, :, None]
         return np.clip(frames * np.float32(0.97) + 0.4 * disk, 0, 1).astype(np.float32)
-
-
-def run_by(enhancer, recipe, output, **options):
-    """A run in which `enhancer` stands for that of a recipe."""
-    run = Enhancement(Settings(output=output, device="cpu", recipe=recipe, **options), now=NOON)
-    (chosen,) = run.recipes
-    run._prepared[chosen.name, ""] = replace(run._prepare(chosen, None), enhancer=enhancer)
-    return run
 
 
 def test_a_blended_file_is_judged_as_enhance_judged_it(tmp_path):

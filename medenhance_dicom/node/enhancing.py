@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medenhance_dicom.errors import ConfigurationError, ModelError, RecipeError
+from medenhance_dicom.errors import OUT_OF_MEMORY, ConfigurationError, FrameError, ModelError, RecipeError
 from medenhance_dicom.jobs import ENHANCE, Result, Task
 from medenhance_dicom.node.delivery import pause_after
 from medenhance_dicom.node.jobfolder import flush, read_lines, said, write_lines
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from medenhance_dicom.decoding import Decoder
     from medenhance_dicom.enhance import Enhancement
     from medenhance_dicom.selection import Settings
+
+JOURNAL = "enhance.jsonl"
+"""Of the starts and failures of a job's enhancement, in its folder."""
 
 _KEPT = 3
 """Enhancements of a process with their weights: the node's own, an archive's and what that is compared with."""
@@ -125,7 +128,7 @@ class Enhancing:
         Raises:
             OSError: The start cannot be written down.
         """
-        journal = folder / "enhance.jsonl"
+        journal = folder / JOURNAL
         failures, crashes, why = tries(read_lines(journal))
         if failures >= settings.work.attempts or crashes >= settings.work.attempts:
             return {"failed": f"{failures + crashes} attempts; the last one: {why or 'the worker died'}", "derived": []}
@@ -160,16 +163,19 @@ class Enhancing:
             folder / "run_report.json", started=self._now(), device=run.device, engine=run.engine,
             precision=run.precision,
         )  # fmt: skip
-        counts, derived = Counter[str](), []
+        counts, derived, short = Counter[str](), [], 0
         self._decoder = self._decoder or Decoder(run.settings.limits)
         try:
             for outcome in run.outcomes([folder / "source"], decoder=self._decoder):
                 report.add(outcome)
                 counts[outcome.result] += 1
+                short += (outcome.reason or "").startswith(OUT_OF_MEMORY)
                 if outcome.result in ("enhanced", "warned") and outcome.derived:
                     derived.append("/".join(("derived", *Path(outcome.derived).parts[-3:])))
                 if stopping.is_set():
                     raise _StoppedError
+            if short and not self._is_last_attempt(folder, settings):  # there may be memory later
+                raise FrameError(OUT_OF_MEMORY, f"too little memory for {short} of {counts.total()} instances")
         except BaseException:  # the next go begins anew, and the journal keeps why
             report.discard()
             raise
@@ -193,6 +199,10 @@ class Enhancing:
             del self._enhancements[next(iter(self._enhancements))]
         run.settings, run.now = replace(run.settings, output=output), now
         return run
+
+    def _is_last_attempt(self, folder: Path, settings: NodeSettings) -> bool:
+        failures, _, _ = tries(read_lines(folder / JOURNAL))
+        return failures + 1 >= settings.work.attempts
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
