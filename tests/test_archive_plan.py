@@ -45,8 +45,8 @@ def finish(plan, series, result="enhanced", **more):
 
 def begin(plan, series):
     instances = plan.open_instances(series)
-    keys = [row.key for row in instances]
-    job = JobRow(job_id(series.key, series.method, keys), series.id, series.method, False, "open", "",
+    names = [row.name for row in instances]
+    job = JobRow(job_id(series.key, series.method, names), series.id, series.method, False, "open", "",
                  tuple(row.id for row in instances), 1.0)  # fmt: skip
     plan.open_jobs([job])
     return job
@@ -225,6 +225,17 @@ def test_a_corrected_header_is_new_work_once(done, where):
     assert open_now(done) == []
 
 
+def test_a_corrected_instance_makes_another_job_and_a_repeat_the_same(plan):
+    jobs = []
+    for header in ("h", "h", "corrected"):
+        walk(plan, [found(0, 0, stamp=header, header=header)])
+        choose(plan)
+        [series] = plan.open_series()
+        jobs.append(begin(plan, series).id)
+    assert jobs[0] == jobs[1] != jobs[2]
+    assert len(plan.jobs()) == 2
+
+
 def test_the_copy_that_was_corrected_last_counts(done):
     walk(done, [found(1, 1, where="/b")], "/b")
     assert open_now(done) == []
@@ -238,8 +249,19 @@ def test_another_time_of_a_file_is_no_correction(done):
     assert walk(done, [found(series, n, stamp="2") for series in range(3) for n in range(2)]) == (6, 0)
     assert done.counts()["series"] == {"chosen": 3}
     assert open_now(done) == []
-    walk(done, [found(1, 1, where="/c", header="")], "/c")  # of a source that does not say
+    for where, header in (("/c", ""), ("/d", "q1")):  # of a source that does not say, and of one that is queried
+        walk(done, [found(1, 1, where=where, header=header)], where)
+        assert open_now(done) == []
+    walk(done, [found(1, 1, where="/e")], "/e")
     assert open_now(done) == []
+
+
+def test_an_answer_that_says_something_else_is_new_work(plan):
+    for stamp, expected in (("q1", ["/a/0/0"]), ("q1", []), ("q2", ["/a/0/0"]), ("q2", [])):
+        walk(plan, [found(0, 0, size=0, stamp=stamp, header=stamp)])
+        assert open_now(plan) == expected
+        for series in list(plan.open_series()):
+            finish(plan, series)
 
 
 def test_what_is_corrected_while_it_is_worked_on_is_done_again(plan):

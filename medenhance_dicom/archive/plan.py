@@ -99,6 +99,9 @@ CREATE TABLE corrected (                -- results of instances whose headers sa
 CREATE INDEX corrected_key ON corrected (key);
 """
 
+_OTHER = "header <> ? AND (substr(header, 1, 1) = 'q') = (substr(?, 1, 1) = 'q')"
+"""That a header said something else; what a query says of one is not compared with the header itself."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -165,6 +168,11 @@ class InstanceRow:
     header: str
     """As `Found.header`; empty where that is not known."""
 
+    @property
+    def name(self) -> str:
+        """Another one for another instance, and for the same with another header."""
+        return self.key + self.header
+
 
 @dataclass(frozen=True)
 class JobRow:
@@ -211,7 +219,7 @@ def instance_key(study: str, series: str, sop_instance: str) -> str:
 
 
 def job_id(series: str, method: str, instances: Iterable[str], *, shadow: bool = False) -> str:
-    """Of keys of series and method, and of names of instances: the same work has the same name."""
+    """Of keys of series and method, and of the names of instances: the same work has the same id."""
     return digest_of("shadow" if shadow else "job", series, method, *sorted(instances))[:32]
 
 
@@ -557,10 +565,10 @@ class Plan:
 
     def _put_away(self, key: str, header: str) -> None:
         """Put the results of an instance away that were come to when its header said something else."""
-        condition = "WHERE key = ? AND header IS NOT NULL AND header <> ?"
-        columns = "key, method, shadow, header, result, reason, derived, at"
-        self._db.execute(f"INSERT INTO corrected SELECT {columns} FROM done {condition}", (key, header))  # noqa: S608
-        self._db.execute(f"DELETE FROM done {condition}", (key, header))  # noqa: S608 - constants
+        columns, condition = "key, method, shadow, header, result, reason, derived, at", f"key = ? AND {_OTHER}"
+        values = (key, header, header)
+        self._db.execute(f"INSERT INTO corrected SELECT {columns} FROM done WHERE {condition}", values)  # noqa: S608
+        self._db.execute(f"DELETE FROM done WHERE {condition}", values)  # noqa: S608 - constants
 
     def _recount(self, series: int) -> None:
         """Counts of a series, of what is there."""
@@ -721,7 +729,7 @@ class Scan:
         frames = _number(facts.get("NumberOfFrames"), 1)
         pixels = frames * _number(facts.get("Rows"), 0) * _number(facts.get("Columns"), 0)
         before = db.execute(
-            "SELECT series, key, header, size = ? AND stamp = ? FROM instance WHERE source = ? AND locator = ?",
+            "SELECT series, key, header, size = ? AND stamp IN (?, '') FROM instance WHERE source = ? AND locator = ?",
             (found.size, found.stamp, self._source, found.locator),
         ).fetchone()
         twice = db.execute("SELECT 1 FROM instance WHERE series = ? AND key = ?", (series, key)).fetchone() is not None
@@ -758,10 +766,11 @@ class Scan:
         What version 1 has done is taken to be of this header, but where the file is another one than then.
         """
         db = self._plan._db
-        seen = db.execute("SELECT header FROM done WHERE key = ? AND header IS NOT ?", (key, header)).fetchall()
+        condition = f"key = ? AND (header IS NULL OR {_OTHER})"
+        seen = db.execute(f"SELECT header FROM done WHERE {condition}", (key, header, header)).fetchall()  # noqa: S608
         if not seen or not header:
             return False
-        then = f"{'not ' if changed else ''}{header}"
+        then = f"{header} not" if changed else header
         db.execute("UPDATE done SET header = ? WHERE key = ? AND header IS NULL", (then, key))
         self._plan._put_away(key, header)
         return changed or any(of is not None for (of,) in seen)

@@ -326,11 +326,11 @@ class Coordinator:
             return []
         now = self._clock()
         ids = tuple(row.id for row in instances)
-        keys = [f"{row.key}{row.header}" for row in instances]
-        rows = [JobRow(job_id(series.key, series.method, keys), series.id, series.method, False, "open", "", ids, now)]
+        names = [row.name for row in instances]
+        rows = [JobRow(job_id(series.key, series.method, names), series.id, series.method, False, "open", "", ids, now)]
         method = self._shadow_method(series)
         if method is not None:
-            name = job_id(series.key, method.key, keys, shadow=True)
+            name = job_id(series.key, method.key, names, shadow=True)
             rows.append(JobRow(name, series.id, method.key, True, "open", "", ids, now))
         return rows
 

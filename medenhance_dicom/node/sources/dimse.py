@@ -27,6 +27,7 @@ from medenhance_dicom.node.sources.queried import (
     SERIES,
     SERIES_FACTS,
     STUDY,
+    STUDY_FACTS,
     Facts,
     QueriedSource,
     asked_of,
@@ -84,7 +85,7 @@ class PeerSource(QueriedSource):
     def find_studies(self, keys: Facts) -> Iterator[Facts | None]:
         """By C-FIND, the days of a range of dates one after the other."""
         for day in _days(keys.get("StudyDate", "")):
-            yield from self._find("STUDY", keys | day, (STUDY,))
+            yield from self._find("STUDY", keys | day, (STUDY, *STUDY_FACTS))
 
     def find_series(self, study: Facts, keys: Facts) -> Iterator[Facts | None]:
         """By C-FIND."""

@@ -12,11 +12,15 @@ from urllib.parse import parse_qsl
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.node.sources.judging import problem_of
 from medenhance_dicom.node.sources.source import MISSING, UNIQUE, UNREADABLE, Found, Known, LeftOut, Rows, Wanted
+from medenhance_dicom.uids import digest_of
 
 STUDY, SERIES, INSTANCE = UNIQUE
+STUDY_FACTS = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyDate")
+"""Asked for to see corrections; a plan keeps a digest of them and not the values."""
 SERIES_FACTS = ("Modality", "Manufacturer", "ManufacturerModelName")
 INSTANCE_FACTS = ("SOPClassUID", "NumberOfFrames", "Rows", "Columns")
 _FACTS = {*UNIQUE, *SERIES_FACTS, *INSTANCE_FACTS}
+_SAID = _FACTS | set(STUDY_FACTS)
 _SERIES_KEYS = {
     *(SERIES, *SERIES_FACTS, "SeriesNumber", "SeriesDescription", "SeriesDate", "SeriesTime", "BodyPartExamined"),
     *("ProtocolName", "StationName", "InstitutionName", "PerformedProcedureStepStartDate", "Laterality"),
@@ -73,7 +77,7 @@ class QueriedSource(ABC):
         self.name, self._rows, self._listed = name, rows, True
 
     def scan(self, known: Known) -> Iterator[Found | LeftOut]:
-        """As `Source.scan`. A query tells neither sizes nor changes, so that what was found once stays known."""
+        """As `Source.scan`. A query tells no sizes, and of changes those in its answers alone."""
         for row in self._rows():
             uids = {keyword: row[keyword] for keyword in UNIQUE if keyword in row}
             found = False
@@ -107,12 +111,13 @@ class QueriedSource(ABC):
                 continue
             locator = self.locator_of(instance)
             problem = problem_of(instance)
-            if known(locator, 0, ""):
+            said = "q" + digest_of(*(f"{k}={v}" for k, v in sorted(instance.items()) if k in _SAID))[:32]
+            if known(locator, 0, said):
                 yield None
             elif problem is not None:
                 yield LeftOut(locator, f"{UNREADABLE}: {problem}")
             else:
-                yield Found(locator, 0, "", {k: v for k, v in instance.items() if k in _FACTS})
+                yield Found(locator, 0, said, {k: v for k, v in instance.items() if k in _FACTS}, said)
 
     @abstractmethod
     def find_studies(self, keys: Facts) -> Iterator[Facts | None]:

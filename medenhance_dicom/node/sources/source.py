@@ -38,11 +38,13 @@ class Found:
     size: int
     """Bytes; 0 where the source does not say."""
     stamp: str
-    """Changes when the bytes do: modification time in ns, CRC or ETag; empty where the source does not say."""
+    """Changes when the bytes do: modification time in ns, CRC or ETag; of a query's answer when that says something
+    else. Empty where the source does not say."""
     facts: dict[str, str]
     """Keyword -> text, those that are there. Of a query's answer the Transfer Syntax UID and much else is missing."""
     header: str = ""
-    """Another one where the header says something else; empty where the source does not say."""
+    """Another one where the header says something else. Of a query's answer it begins with a q, and only others of such
+    are to be compared with it. Empty where the source does not say."""
 
 
 @dataclass(frozen=True)

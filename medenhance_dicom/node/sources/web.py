@@ -17,6 +17,7 @@ from medenhance_dicom.node.sources.queried import (
     SERIES,
     SERIES_FACTS,
     STUDY,
+    STUDY_FACTS,
     Facts,
     QueriedSource,
     asked_of,
@@ -63,7 +64,7 @@ class WebSource(QueriedSource):
     def find_studies(self, keys: Facts) -> Iterator[Facts | None]:
         """By QIDO-RS, page by page."""
         search = self._client().search_for_studies
-        yield from self._search(search, (), keys, (STUDY, _SERIES_COUNT), None)
+        yield from self._search(search, (), keys, (STUDY, *STUDY_FACTS, _SERIES_COUNT), None)
 
     def find_series(self, study: Facts, keys: Facts) -> Iterator[Facts | None]:
         """By QIDO-RS."""
