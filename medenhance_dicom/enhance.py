@@ -13,6 +13,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -39,9 +40,11 @@ from medenhance_dicom.errors import (
 from medenhance_dicom.gate import FrameScores, examine, verdict_of
 from medenhance_dicom.gate.blend import blend
 from medenhance_dicom.guides import Guide
+from medenhance_dicom.history import History
+from medenhance_dicom.identity import little_endian, name_replaced, replaced_uid
 from medenhance_dicom.manifest import Manifest, load_manifest
 from medenhance_dicom.overlays import packed
-from medenhance_dicom.part10 import write_document, write_instance
+from medenhance_dicom.part10 import read_instance, write_document, write_instance
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe, runtime
 from medenhance_dicom.recipe import Recipe
 from medenhance_dicom.report import UNCHANGED, UNREADABLE, Outcome
@@ -128,26 +131,33 @@ class Enhancement:
     ) -> Iterator[Outcome]:
         """Enhance a series, instance by instance; what they share is their intensity map, see `SeriesIntensity`."""
         maps = SeriesIntensity(series, prepared.recipe, decoder, self.settings.limits)
+        history = History(series, prepared, self.settings, decoder)
         for member in series.members:
-            yield self._enhance_instance(member, maps, prepared, scratch)
+            yield self._enhance_instance(member, maps, history, prepared, scratch)
 
     def _enhance_instance(
-        self, member: Member, maps: SeriesIntensity, prepared: PreparedRecipe, scratch: Path
+        self, member: Member, maps: SeriesIntensity, history: History, prepared: PreparedRecipe, scratch: Path
     ) -> Outcome:
         """Enhance, judge and write one instance; whatever is the matter with a frame of it fails no other instance."""
         result: InstanceResult | None = None
         try:
+            if (before := self._repeated(member, history, prepared)) is not None:
+                return before
             for frame in unit_frames(member, maps, prepared.region):
                 result = result or InstanceResult(member, frame.instance, prepared, scratch, self.settings)
                 result.add(frame, prepared.enhance_picture(frame.unit, frame.enhance_here))
             assert result is not None  # an instance has a frame at least
-            return self._finish(result)
+            return self._finish(result, history)
         except InputError as error:
             return outcome_of(member, "failed", f"{UNREADABLE}: {error}", **_names(prepared))
         except UnsupportedInstanceError as error:
             return outcome_of(member, "skipped", str(error), **_names(prepared))
         except FrameError as error:
             return outcome_of(member, "failed", str(error), **_names(prepared))
+        except TargetTakenError as error:
+            return outcome_of(member, "failed", f"TARGET_TAKEN: {error}", **_names(prepared))
+        except DerivationError as error:
+            return outcome_of(member, "failed", f"NOT_DERIVED: {error}", **_names(prepared))
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -157,7 +167,26 @@ class Enhancement:
         gc.collect()  # now that nothing holds the frame any more
         return outcome_of(member, "failed", f"{OUT_OF_MEMORY}: too little memory for this instance", **_names(prepared))
 
-    def _finish(self, result: InstanceResult) -> Outcome:
+    def _repeated(self, member: Member, history: History, prepared: PreparedRecipe) -> Outcome | None:
+        """The outcome of an instance that was finished before; None where there is something to do."""
+        started = time.monotonic()
+        known = history.finished(member)
+        if known is None:
+            return None
+        entry, source = known
+        more: dict[str, Any] = _names(prepared) | {"lassim": entry.lassim, "verdict": entry.verdict}
+        if entry.derived is not None:
+            target = history.target(entry, source)
+            more |= {"derived": str(target), "derived_sop_instance_uid": entry.derived, "replaces": entry.replaces}
+            more["left_behind"] = entry.left_behind
+            if self.settings.structured_report:
+                document = structured_report(source, read_instance(target), entry.lassim, entry.result, entry.verdict)
+                more["structured_report"] = str(self._put_report(document))
+        reason = "; ".join(filter(None, [entry.reason, history.returned(entry)])) or None
+        more["seconds"] = {"verify": round(time.monotonic() - started, 4)}
+        return outcome_of(member, entry.result, reason, repeated=True, **more)
+
+    def _finish(self, result: InstanceResult, history: History) -> Outcome:
         """Judge, derive, check and write one instance whose frames are all there."""
         member, source, prepared, settings = result.member, result.instance, result.prepared, self.settings
         started = time.monotonic()
@@ -168,23 +197,30 @@ class Enhancement:
         verdict = settled(verdict, blending)
         values = values_of(verdict, result.scores, prepared.thresholds, mode=settings.gate, blending=blending)
         names |= {"lassim": verdict.lassim, "verdict": values | result.change()}
+        digest, source_digest = result.digest(), result.source_digest()
+        nothing: Outcome | None = None
         if result.unchanged() and prepared.method != "identity":
             reason = f"{UNCHANGED}: {prepared.method} changes no stored value"
-            return outcome_of(member, "skipped", reason, seconds=result.seconds, **names)
+            nothing = outcome_of(member, "skipped", reason, seconds=result.seconds, **names)
+        elif verdict.outcome == "withheld":
+            nothing = outcome_of(member, "withheld", verdict.reason, seconds=result.seconds, **names)
+        if nothing is not None:
+            history.add(source, source_digest, nothing)
+            return nothing
         try:
-            if verdict.outcome == "withheld":
-                return outcome_of(member, "withheld", verdict.reason, seconds=result.seconds, **names)
             provenance = prepared.provenance(in_words(verdict, values), made=self.now)
             summary = PixelSummary(
-                result.digest(),
+                digest,
                 result.pixels,
                 result.pixels.number_of_frames,
-                result.source_digest(),
+                source_digest,
                 blended=blending is not None,
                 overlays=result.overlays(),
                 source_bytes=member.located.path.stat().st_size,
             )
             derived, left_behind = derivation(source, summary, provenance)
+            if replaced := history.replaced(source, derived, source_digest):
+                name_replaced(derived, *replaced)
             if problems := assert_derived(derived, source, pixel_digest=summary.digest):
                 raise DerivationError("; ".join(problems))
             if settings.sign_key is not None:
@@ -195,17 +231,17 @@ class Enhancement:
             target = self._target(derived)
             found = self._put(derived, lambda: write_instance(derived, result.path, target))
             if document is not None:
-                report = self._target(document)
-                names["structured_report"] = str(report)
-                self._put(document, lambda: write_document(document, report))
+                names["structured_report"] = str(self._put_report(document))
             result.write_previews(target)
             result.seconds["write"] = round(time.monotonic() - started, 4)
             reasons = [verdict.reason, "REWRITTEN: the file there was damaged" if found == "damaged" else None]
-            return outcome_of(
+            outcome = outcome_of(
                 member, verdict.outcome, "; ".join(filter(None, reasons)) or None, derived=str(target),
                 derived_sop_instance_uid=str(derived.SOPInstanceUID), repeated=found == "intact",
-                left_behind=left_behind, seconds=result.seconds, **names,
+                replaces=replaced_uid(derived), left_behind=left_behind, seconds=result.seconds, **names,
             )  # fmt: skip
+            history.add(source, source_digest, replace(outcome, reason=verdict.reason), derived)
+            return outcome
         except TargetTakenError as error:
             return outcome_of(member, "failed", f"TARGET_TAKEN: {error}", seconds=result.seconds, **names)
         except (DerivationError, InputError, UnsupportedInstanceError) as error:
@@ -222,6 +258,12 @@ class Enhancement:
             write()
         return found
 
+    def _put_report(self, document: Dataset) -> Path:
+        """Write a structured report, as `_put` does; where it stands."""
+        target = self._target(document)
+        self._put(document, lambda: write_document(document, target))
+        return target
+
     def _target(self, instance: Dataset) -> Path:
         folder = self.settings.output / instance.StudyInstanceUID / instance.SeriesInstanceUID
         return folder / f"{instance.SOPInstanceUID}.dcm"
@@ -236,10 +278,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: {error.strerror}") from error
-
-
-def _little_endian(stored: NDArray[Any]) -> bytes:
-    return np.ascontiguousarray(stored.astype(stored.dtype.newbyteorder("<"), copy=False)).tobytes()
 
 
 class InstanceResult:
@@ -288,8 +326,8 @@ class InstanceResult:
         self._sum, self._count = self._sum + float(change.sum()), self._count + change.size
         for group, plane in frame.stored.overlays.items():
             self._overlays.setdefault(group, []).append(plane)
-        self._source_hash.update(_little_endian(frame.stored.stored))
-        block = _little_endian(stored)
+        self._source_hash.update(little_endian(frame.stored.stored))
+        block = little_endian(stored)
         self._hash.update(block)
         try:
             self._file.write(block)

@@ -14,17 +14,20 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 
 from medenhance_dicom.attributes import IDENTITY
 from medenhance_dicom.errors import DerivationError
-from medenhance_dicom.provenance import CODING_SCHEME, is_own_equipment
+from medenhance_dicom.provenance import CODING_SCHEME, MODEL_NAME, is_own_equipment
 from medenhance_dicom.uids import derived_uid
 
 SIGNATURE_GROUP = 0x0099
@@ -144,6 +147,69 @@ def seal(derived: Dataset) -> None:
     said = _OBJECT.sub("", own.ContributionDescription)
     own.ContributionDescription = said
     own.ContributionDescription = f"{said}; object sha256:{object_digest(derived)}"
+
+
+def name_replaced(derived: Dataset, uid: str, series_uid: str) -> None:
+    """Say which derived object this one replaces, since its source was corrected.
+
+    Original Attributes Sequence (PS3.3 C.12.1.1.9), which every IOD has, with the UIDs that it had before, and nothing
+    else of before. It is sealed anew.
+
+    Args:
+        derived: As `derive.derive_instance` gives it.
+        uid: SOP Instance UID of the other.
+        series_uid: Its Series Instance UID.
+    """
+    own = own_item(derived)
+    assert own is not None
+    before = Dataset()
+    before.SOPInstanceUID = uid
+    before.SeriesInstanceUID = series_uid
+    item = Dataset()
+    item.SourceOfPreviousValues = None
+    item.AttributeModificationDateTime = own.ContributionDateTime
+    item.ModifyingSystem = MODEL_NAME
+    item.ReasonForTheAttributeModification = "CORRECT"
+    item.ModifiedAttributesSequence = Sequence([before])
+    derived.OriginalAttributesSequence = Sequence([item])
+    seal(derived)
+
+
+def replaced_uid(derived: Dataset) -> str | None:
+    """SOP Instance UID of the object that a derived one replaces, if it says so as `name_replaced` does."""
+    items = derived.get("OriginalAttributesSequence") or []
+    if len(items) != 1 or items[0].get("ModifyingSystem") != MODEL_NAME:
+        return None
+    before = items[0].get("ModifiedAttributesSequence") or []
+    if len(before) != 1 or {element.keyword for element in before[0]} != {"SOPInstanceUID", "SeriesInstanceUID"}:
+        return None
+    return str(before[0].SOPInstanceUID) or None
+
+
+def source_digest(source: Dataset) -> str:
+    """Hex SHA-256 of a source's whole header, but for Specific Character Set, Pixel Data and private attributes."""
+
+    def view(element: DataElement, depth: int) -> Any:
+        return _LEFT_OUT if element.tag.is_private or element.keyword == "SpecificCharacterSet" else element.value
+
+    return _digest_of(source, view)
+
+
+def frames_digest(frames: Iterable[NDArray[Any]]) -> str:
+    """Hex SHA-256 of an instance's stored values, little endian, frame after frame.
+
+    Args:
+        frames: (H, W, C) as `frames.stored_frame` gives them.
+    """
+    sha = hashlib.sha256()
+    for frame in frames:
+        sha.update(little_endian(frame))
+    return sha.hexdigest()
+
+
+def little_endian(stored: NDArray[Any]) -> bytes:
+    """The bytes of stored values as they stand in a file."""
+    return np.ascontiguousarray(stored.astype(stored.dtype.newbyteorder("<"), copy=False)).tobytes()
 
 
 def recorded_digests(derived: Dataset) -> dict[str, str]:

@@ -55,6 +55,9 @@ class Settings:
     structured_report: bool = False
     """A TID 1500 report on each derived instance."""
     overwrite: bool = False
+    """Do everything anew, whatever stands there."""
+    ledger: Path | None = None
+    """Folder of what was derived before (`ledger`); None: inside the output folder."""
     sign_key: Path | None = None
     """Site key, or a folder whose last one signs the derived objects; None: they are not signed."""
     limits: Limits = field(default_factory=Limits)

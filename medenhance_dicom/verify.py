@@ -33,6 +33,7 @@ from medenhance_dicom.identity import (
     object_digest,
     own_item,
     recorded_digests,
+    replaced_uid,
 )
 from medenhance_dicom.part10 import Limits, open_instance, read_instance
 from medenhance_dicom.provenance import (
@@ -313,7 +314,10 @@ def _one_reference(place: Dataset, own_uid: str) -> Iterator[str]:
 
 def _contents(derived: Dataset) -> Iterator[str]:
     """Nothing of the drop list, and nothing that the IOD does not have."""
-    for name in sorted(set(forbidden_in(unsigned(derived)))):
+    forbidden = list(forbidden_in(unsigned(derived)))
+    if replaced_uid(derived) is not None:
+        forbidden.remove("OriginalAttributesSequence")  # ours, without anything of a patient
+    for name in sorted(set(forbidden)):
         yield f"{name}: must not be in a derived object"
     sop_class = WRITABLE.get(str(derived.get("SOPClassUID") or ""))
     if sop_class is None:

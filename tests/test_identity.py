@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from pydicom import dcmwrite
@@ -63,6 +65,37 @@ def test_digests_survive_writing_and_reading(name, tmp_path):
     assert (recorded["header"], recorded["object"]) == (header_digest(again), object_digest(again))
     assert len(again.ContributingEquipmentSequence[-1].ContributionDescription) <= 1024
     assert assert_derived(again) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path(sys.executable).with_name("dciodvfy").is_file(), reason="no dciodvfy")
+@pytest.mark.parametrize("name", synthetic.CLASSES)
+def test_every_class_can_say_what_it_replaces(name, tmp_path):
+    derived = derive(synthetic.make_instance(name))
+    written(derived, tmp_path)
+    before = synthetic.dciodvfy_errors(tmp_path / "derived.dcm")
+    identity.name_replaced(derived, "2.25.1", "2.25.2")
+    again = written(derived, tmp_path)
+    assert identity.replaced_uid(again) == "2.25.1"
+    assert header_digest(again) == header_digest(derive(synthetic.make_instance(name)))
+    assert assert_derived(again) == []
+    assert synthetic.dciodvfy_errors(tmp_path / "derived.dcm") == before
+
+
+@pytest.mark.parametrize(
+    "breaks",
+    [
+        lambda item: setattr(item.ModifiedAttributesSequence[0], "PatientName", "Test^One"),
+        lambda item: setattr(item, "ModifyingSystem", "another"),
+        lambda item: item.ModifiedAttributesSequence.append(synthetic.dataset(SOPInstanceUID="1.2")),
+    ],
+)
+def test_original_attributes_say_nothing_else(breaks):
+    derived = derive(synthetic.make_instance("OP8"))
+    identity.name_replaced(derived, "2.25.1", "2.25.2")
+    breaks(derived.OriginalAttributesSequence[0])
+    identity.seal(derived)
+    assert assert_derived(derived) == ["OriginalAttributesSequence: must not be in a derived object"]
 
 
 @pytest.mark.parametrize("name", ["OP8", "CT", "EnhancedMR", "US", "CR"])

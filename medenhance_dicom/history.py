@@ -1,0 +1,142 @@
+"""What became of a series' instances before: what need not be done again, and which object a new one replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medenhance_dicom import frames
+from medenhance_dicom.decoding import Decoder
+from medenhance_dicom.errors import MedenhanceError
+from medenhance_dicom.identity import METHOD_VERSION, frames_digest, recorded_digests, source_digest
+from medenhance_dicom.ledger import NAME, Entry, Ledger
+from medenhance_dicom.part10 import read_instance
+from medenhance_dicom.prepare import PreparedRecipe
+from medenhance_dicom.report import Outcome
+from medenhance_dicom.selection import Settings
+from medenhance_dicom.series import Member, Series
+from medenhance_dicom.signature import signature_of
+from medenhance_dicom.targets import is_whole
+from medenhance_dicom.uids import digest_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pydicom import Dataset
+
+
+class History:
+    """Of one series and one method."""
+
+    def __init__(self, series: Series, prepared: PreparedRecipe, settings: Settings, decoder: Decoder) -> None:
+        """Raises OutputError where the ledger cannot be read."""
+        folder = settings.ledger or settings.output / NAME
+        recipe, weights, guide = prepared.recipe.digest, prepared.weights_digest, prepared.guide_digest
+        self._ledger = Ledger(folder, series.series_instance_uid, recipe, weights, guide)
+        self._gate = digest_of(settings.gate, repr(prepared.thresholds))
+        self._settings, self._decoder = settings, decoder
+
+    def finished(self, member: Member) -> tuple[Entry, Dataset] | None:
+        """What became of the same instance under the same gate, if what was made of it stands whole at its target.
+
+        Its header and its decoded pixels are compared, so they are decoded once more where the ledger has them.
+
+        Args:
+            member: The instance.
+
+        Returns:
+            What became of it, and its header.
+        """
+        uid = str(member.instance.SOPInstanceUID)
+        if self._settings.overwrite or not self._ledger.knows(uid):
+            return None
+        try:
+            source = read_instance(member.located.path, limits=self._settings.limits)
+        except MedenhanceError:  # which the next to read it reports
+            return None
+        said, pixels = source_digest(source), ""
+        for entry in self._ledger.entries(uid):
+            if (entry.said, entry.gate, entry.rule) != (said, self._gate, METHOD_VERSION):
+                continue
+            if entry.derived is not None and not self._stands(entry, source):
+                continue
+            try:
+                pixels = pixels or frames_digest(self._frames(member, source))
+            except MedenhanceError:
+                return None
+            if pixels == entry.pixels:
+                return entry, source
+        return None
+
+    def target(self, entry: Entry, source: Dataset) -> Path:
+        """Where an object that was derived is to stand."""
+        folder = self._settings.output / str(source.StudyInstanceUID) / str(entry.derived_series)
+        return folder / f"{entry.derived}.dcm"
+
+    def returned(self, entry: Entry) -> str | None:
+        """Words for an object that was replaced by another, and whose source says again what it said then."""
+        last = self._ledger.last(entry.source)
+        if entry.derived in (None, last):
+            return None
+        self._ledger.add(entry)  # it is the last one now
+        return f"RETURNED: its source says again what it said before {last} was made of it"
+
+    def replaced(self, source: Dataset, derived: Dataset, pixels: str) -> tuple[str, str] | None:
+        """SOP and Series Instance UID of the object that a new one replaces, see `Ledger.replaced`."""
+        content = recorded_digests(derived)["header"], pixels
+        return self._ledger.replaced(str(source.SOPInstanceUID), str(derived.SOPInstanceUID), content)
+
+    def add(self, source: Dataset, pixels: str, outcome: Outcome, derived: Dataset | None = None) -> None:
+        """Write down what became of an instance.
+
+        Args:
+            source: Its header.
+            pixels: Digest of its decoded frames.
+            outcome: What became of it.
+            derived: What was made of it.
+
+        Raises:
+            OutputError: The disk does not take it.
+        """
+        entry = Entry(
+            source=str(source.SOPInstanceUID),
+            said=source_digest(source),
+            pixels=pixels,
+            gate=self._gate,
+            rule=METHOD_VERSION,
+            result=outcome.result,
+            reason=outcome.reason,
+            lassim=outcome.lassim,
+            verdict=outcome.verdict,
+            replaces=outcome.replaces,
+            left_behind=outcome.left_behind,
+        )
+        if derived is not None:
+            entry = replace(
+                entry,
+                derived=str(derived.SOPInstanceUID),
+                derived_series=str(derived.SeriesInstanceUID),
+                sop_class=str(derived.SOPClassUID),
+                header=recorded_digests(derived)["header"],
+                path=outcome.derived,
+            )
+        self._ledger.add(entry)
+
+    def _stands(self, entry: Entry, source: Dataset) -> bool:
+        target = self.target(entry, source)
+        try:
+            derived = read_instance(target)
+        except MedenhanceError:
+            return False
+        if self._settings.preview and not target.with_suffix(".png").exists():
+            return False
+        if self._settings.sign_key is not None and signature_of(derived) is None:
+            return False
+        known = derived.get("SOPInstanceUID"), recorded_digests(derived).get("header")
+        return known == (entry.derived, entry.header) and is_whole(target, derived)
+
+    def _frames(self, member: Member, source: Dataset) -> Iterator[NDArray[Any]]:
+        path = member.located.path
+        for index in range(frames.pixel_format(source).number_of_frames):
+            yield frames.stored_frame(source, self._decoder.frame(path, index), index).stored
