@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
-from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, RLELossless
+from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from medenhance_dicom.errors import DerivationError, UnreadableInstanceError, UnsupportedInstanceError
 from medenhance_dicom.overlays import embedded_planes, planes_in
 from medenhance_dicom.palette import look_up, palette_of
+from medenhance_dicom.transfer_syntaxes import has_cells
 
 Array = npt.NDArray[Any]
 
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
-_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "XYB")
 _RETIRED = ("ARGB", "CMYK", "HSV", "YBR_PARTIAL_422")
-_EIGHT_BIT_COLOUR = ("YBR_FULL", "YBR_FULL_422")
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 
 
@@ -153,8 +153,6 @@ def pixel_format(instance: Dataset) -> PixelFormat:
     if photometric == "PALETTE COLOR":
         eight = np.dtype(np.uint8)
         return PixelFormat(rows, columns, 3, number_of_frames, 8, 8, False, "RGB", eight, 0, 255)
-    if photometric in _EIGHT_BIT_COLOUR and cells.allocated != 8:
-        raise UnsupportedInstanceError("PHOTOMETRIC", "YBR of more than 8 bits")
     if samples == 3 and cells.signed:
         raise UnreadableInstanceError("colour samples cannot be signed", keyword="PixelRepresentation")
     minimum = -(1 << cells.stored - 1) if cells.signed else 0
@@ -176,8 +174,7 @@ def pixel_format(instance: Dataset) -> PixelFormat:
 def _stored_values(instance: Dataset, raw: Array, cells: _Cells) -> Array:
     """Shift by High Bit, mask above Bits Stored, extend the sign. raw: unsigned cells, any shape."""
     syntax = getattr(getattr(instance, "file_meta", None), "TransferSyntaxUID", None)
-    codec = syntax is not None and syntax.is_compressed and syntax != RLELossless
-    if cells.high_bit != cells.stored - 1 and not codec:  # a codec's samples always start at bit 0 (PS3.5 8.2)
+    if cells.high_bit != cells.stored - 1 and (syntax is None or has_cells(syntax)):
         raw = raw >> (cells.high_bit + 1 - cells.stored)
     full = (1 << cells.stored) - 1
     if cells.stored < cells.allocated:

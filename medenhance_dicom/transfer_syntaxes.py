@@ -1,6 +1,6 @@
 """Every transfer syntax of PS3.6 table A-1, by name: which of them stored objects have, and what each does to pixels.
 
-pydicom 3.0.2 lacks the newest ones. Storing needs no decoder, so nothing here says what can be decoded.
+pydicom 3.0.2 lacks the newest ones. Storing needs no decoder: `coding_of` says which of them can be decoded.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ _ROOT = "1.2.840.10008.1.2"
 
 Kind = Literal["uncompressed", "lossless", "lossy", "video"]
 """`uncompressed`: pixels are native; `lossy`: compressed, and it may have lost something."""
+
+Coding = Literal["cells", "deflate", "rle", "codestream"]
+"""How a frame is coded (PS3.5 sections 8.2 and A.4). `cells`: as the header lays them out; `deflate`: the same under
+RFC 1951; `rle`: their bytes in planes, PackBits; `codestream`: JPEG, JPEG-LS, JPEG 2000 or JPEG XL, which says itself
+what it holds."""
 
 
 class TransferSyntax(NamedTuple):
@@ -110,6 +115,14 @@ _NOT_STORED = {
 
 _NAMES = {syntax.uid: syntax.name for syntax in STORED} | {_ROOT + end: name for end, name in _NOT_STORED.items()}
 _KINDS = {syntax.uid: syntax.kind for syntax in STORED}
+_DECODED = (50, 51, 53, 55, 57, 70, 80, 81, 90, 91, 110, 111, 112, 201, 202, 203)
+_CODINGS: dict[str, Coding] = {
+    **{syntax.uid: "cells" for syntax in STORED if syntax.kind == "uncompressed"},
+    f"{_ROOT}.1.98": "cells",
+    f"{_ROOT}.8.1": "deflate",
+    f"{_ROOT}.5": "rle",
+    **{f"{_ROOT}.4.{number}": "codestream" for number in _DECODED},
+}
 
 
 def name_of(uid: str) -> str:
@@ -120,3 +133,16 @@ def name_of(uid: str) -> str:
 def kind_of(uid: str) -> Kind | None:
     """What it does to pixels; None for one that no stored object has."""
     return _KINDS.get(uid)
+
+
+def coding_of(uid: str) -> Coding | None:
+    """How its frames are coded; None where there is no decoder for them."""
+    return _CODINGS.get(uid)
+
+
+def has_cells(uid: str) -> bool:
+    """Whether a decoded sample still is a pixel cell, with High Bit and bits beside the stored ones (PS3.5 8.1.1).
+
+    A codestream's samples begin at bit 0 whatever High Bit says (PS3.5 8.2).
+    """
+    return coding_of(uid) != "codestream"
