@@ -10,11 +10,14 @@ import pytest
 from medenhance_dicom.derive import PixelSummary, derive_instance
 from medenhance_dicom.errors import ConfigurationError, OutputError
 from medenhance_dicom.frames import pixel_format
+from medenhance_dicom.identity import recorded_digests
 from medenhance_dicom.node import tofolder
 from medenhance_dicom.node.settings import Destination
 from medenhance_dicom.node.tofolder import store_in_folder
-from medenhance_dicom.part10 import write_instance
+from medenhance_dicom.part10 import read_instance, write_instance
 from medenhance_dicom.provenance import Provenance
+from medenhance_dicom.signature import sign
+from medenhance_dicom.site_keys import create_key, load_signing_key
 from tests.synthetic import make_file, make_instance
 
 STUDY, SERIES = "1.2.826.0.1.9999.1", "1.2.826.0.1.9999.2"
@@ -255,6 +258,19 @@ def test_a_damaged_file_replaces_nothing_and_is_not_delivered_by_its_own_link(tm
     (failed,) = store_in_folder([path], to(tmp_path / "out"), link=True).failed
     assert failed.permanent
     assert "damaged" in failed.why
+
+
+def test_one_without_the_signature_that_it_is_to_have_is_replaced(tmp_path, stored):
+    path, there = stored
+    instance = read_instance(path)
+    create_key(tmp_path / "site.pem")
+    sign(instance, load_signing_key(tmp_path / "site.pem"), recorded_digests(instance)["pixels"])
+    write_instance(instance, tmp_path / "pixels", tmp_path / "signed.dcm")
+    for _ in range(2):
+        assert store_in_folder([tmp_path / "signed.dcm"], to(tmp_path / "out")).sent
+        assert there.read_bytes() == (tmp_path / "signed.dcm").read_bytes()
+    assert store_in_folder([path], to(tmp_path / "out")).sent
+    assert there.read_bytes() == (tmp_path / "signed.dcm").read_bytes()
 
 
 def test_a_cut_original_is_replaced(tmp_path):

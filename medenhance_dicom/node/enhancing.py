@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 JOURNAL = "enhance.jsonl"
 """Of the starts and failures of a job's enhancement, in its folder."""
 
+LEDGER = "derived"
+"""Folder of the store that says what was derived of which instance, after jobs were removed, too (`ledger`)."""
 _KEPT = 3
 """Enhancements of a process with their weights: the node's own, an archive's and what that is compared with."""
 
@@ -197,7 +199,7 @@ class Enhancing:
         self._enhancements[asked] = run
         while len(self._enhancements) > _KEPT:
             del self._enhancements[next(iter(self._enhancements))]
-        run.settings, run.now = replace(run.settings, output=output), now
+        run.settings, run.now = replace(run.settings, output=output, ledger=settings.store / LEDGER), now
         return run
 
     def _is_last_attempt(self, folder: Path, settings: NodeSettings) -> bool:

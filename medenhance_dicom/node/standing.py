@@ -12,6 +12,7 @@ from medenhance_dicom.attributes import IDENTITY
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.identity import header_digest, object_digest, recorded_digests
 from medenhance_dicom.part10 import looks_like_dicom, read_instance
+from medenhance_dicom.signature import signature_of
 from medenhance_dicom.sop_classes import is_own_derived
 from medenhance_dicom.verify import pixel_digest
 
@@ -33,8 +34,8 @@ def standing(path: Path, target: Path) -> Standing:
     The same bytes are the same object, as long as ours have the digests that they record. Two derived objects of ours
     of one SOP Instance UID may differ in when and by which version, engine and precision they were made, so theirs is
     this one if it is whole and everything that it took over from the source is the same. What a power cut, a full disk
-    or a fault of the disk left of either may be replaced. Whatever is whole and another object, of another patient
-    above all, stays.
+    or a fault of the disk left of either may be replaced, and so may one without the site's signature that this one
+    has. Whatever is whole and another object, of another patient above all, stays.
 
     Args:
         path: The file that is to be there.
@@ -73,7 +74,8 @@ def _of_ours(instance: Dataset, target: Path) -> Standing:
     )  # fmt: skip
     if other:
         return Standing(False, f"another patient's or study's object of that name is there: {', '.join(other)}")
-    return Standing(_is_whole(target, there) and header_digest(there) == header_digest(instance))
+    signed = signature_of(instance) is None or signature_of(there) is not None
+    return Standing(signed and _is_whole(target, there) and header_digest(there) == header_digest(instance))
 
 
 def _bytes_of(path: Path, target: Path) -> tuple[bool, bool]:
