@@ -22,6 +22,7 @@ from medenhance_dicom.errors import DerivationError, UnreadableInstanceError, Un
 from medenhance_dicom.overlays import embedded_planes, planes_in
 from medenhance_dicom.palette import look_up, palette_of
 from medenhance_dicom.transfer_syntaxes import has_cells
+from medenhance_dicom.unused_bits import check_overshoot, check_unused
 
 Array = npt.NDArray[Any]
 
@@ -172,14 +173,28 @@ def pixel_format(instance: Dataset) -> PixelFormat:
 
 
 def _stored_values(instance: Dataset, raw: Array, cells: _Cells) -> Array:
-    """Shift by High Bit, mask above Bits Stored, extend the sign. raw: unsigned cells, any shape."""
+    """Shift by High Bit, mask above Bits Stored, extend the sign. raw: unsigned cells, (H, W, samples).
+
+    Raises:
+        UnreadableInstanceError: As `check_unused` and `check_overshoot`.
+    """
     syntax = getattr(getattr(instance, "file_meta", None), "TransferSyntaxUID", None)
-    if cells.high_bit != cells.stored - 1 and (syntax is None or has_cells(syntax)):
-        raw = raw >> (cells.high_bit + 1 - cells.stored)
+    in_cells = syntax is None or has_cells(syntax)  # a codestream's samples always start at bit 0 (PS3.5 8.2)
+    high_bit = cells.high_bit if in_cells else cells.stored - 1
     full = (1 << cells.stored) - 1
-    if cells.stored < cells.allocated:
-        overshoots = syntax in _LOSSY and not cells.signed  # and has no embedded overlay bits
-        raw = np.minimum(raw, full) if overshoots else raw & raw.dtype.type(full)
+    if syntax in _LOSSY and not cells.signed:  # overshoots, and has no embedded overlay bits
+        check_overshoot(raw, stored=cells.stored)
+        raw = np.minimum(raw, full)
+    elif cells.stored < cells.allocated:
+        check_unused(
+            raw,
+            stored=cells.stored,
+            high_bit=high_bit,
+            signed=cells.signed,
+            overlay_bits=embedded_planes(instance).values(),
+            padding=_padding_cell(instance, cells) if raw.shape[2] == 1 else None,
+        )
+        raw = (raw >> (high_bit + 1 - cells.stored)) & raw.dtype.type(full)
     if not cells.signed:
         return raw
     sign = 1 << (cells.stored - 1)
@@ -187,20 +202,28 @@ def _stored_values(instance: Dataset, raw: Array, cells: _Cells) -> Array:
     return extended.astype(np.dtype(f"i{cells.allocated // 8}"))
 
 
+def _padding_cell(instance: Dataset, cells: _Cells) -> int | None:
+    """The raw cell that means padding; writers mix US and SS: -2000 and 63536 are the same."""
+    if instance.get("PixelPaddingValue") in (None, ""):
+        return None
+    return _integer(instance, "PixelPaddingValue") % (1 << cells.allocated)
+
+
 def _padding_range(instance: Dataset, cells: _Cells, low: int, high: int) -> tuple[int, int, int] | None:
     """(lowest, highest, raw cell) that mean padding; lowest > highest when no legal value does. PS3.3 C.7.5.1.1.2."""
-    if instance.get("PixelPaddingValue") in (None, ""):
+    cell = _padding_cell(instance, cells)
+    if cell is None:
         return None
     width = 1 << cells.allocated
 
     def in_stored_domain(value: int) -> int:
-        value %= width  # writers mix US and SS: -2000 and 63536 are the same cell
+        value %= width
         return value - width if cells.signed and value >= width // 2 else value
 
     value = _integer(instance, "PixelPaddingValue")
     first = in_stored_domain(value)
     last = in_stored_domain(_integer(instance, "PixelPaddingRangeLimit", default=value))
-    return max(min(first, last), low), min(max(first, last), high), value % width
+    return max(min(first, last), low), min(max(first, last), high), cell
 
 
 def stored_frame(instance: Dataset, decoded: Array, index: int) -> StoredFrame:

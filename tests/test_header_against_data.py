@@ -36,6 +36,7 @@ def enhance(tmp_path_factory, cases_folder):
         ("uid_empty_study", "UNREADABLE: StudyInstanceUID: missing or empty"),
         ("cr_no_photometric", "UNREADABLE: PhotometricInterpretation: missing"),
         ("cr_no_pixelrep", "UNREADABLE: PixelRepresentation: missing"),
+        ("cr_bitsstored_too_small", "UNREADABLE: BitsStored: the header says 10, the values need 12"),
         ("sc_argb", "PHOTOMETRIC: ARGB is not handled"),
         ("charset_declared_utf8_but_latin1", "PatientName is not readable in the Specific Character Set"),
         ("charset_none_latin1", "PatientName has letters beyond ASCII, and no Specific Character Set says which"),
@@ -81,13 +82,11 @@ def test_names_are_the_same_in_utf8(enhance, name, expected):
         ("pn_backslash", "PatientName"),
         ("pn_long", "PatientName"),
         ("sex_bad", "PatientSex"),
-        ("slice_nan", "SliceThickness"),
         ("st_long", "StudyDescription"),
         ("studydate_bad", "StudyDate"),
         ("studyid_long", "StudyID"),
         ("time_colon", "StudyTime"),
         ("uid_space", "FrameOfReferenceUID"),
-        ("weight_comma", "PatientWeight"),
     ],
 )
 def test_values_that_break_rules_are_carried_byte_by_byte(enhance, cases_folder, name, keyword):
@@ -99,7 +98,17 @@ def test_values_that_break_rules_are_carried_byte_by_byte(enhance, cases_folder,
     assert after.rstrip(b"\0 ") == before.rstrip(b"\0 ")
 
 
-@pytest.mark.parametrize("name", ["vr/is_text", "vr/empty_multi", "vr/window_ds_long", "vr/lo_long", "mr_window_nan"])
+@pytest.mark.parametrize(
+    ("name", "keyword"),
+    [("slice_nan", "SliceThickness"), ("lo_long", "InstitutionName"), ("weight_comma", "PatientWeight")],
+)
+def test_what_cannot_be_carried_is_named_as_left_behind(enhance, name, keyword):
+    outcome, derived = enhance(f"vr/{name}.dcm")
+    assert outcome.left_behind == [f"{keyword}: a value that cannot be carried"]
+    assert keyword not in derived
+
+
+@pytest.mark.parametrize("name", ["vr/is_text", "vr/empty_multi", "vr/window_ds_long", "mr_window_nan"])
 def test_what_is_not_needed_whole_does_not_keep_a_picture_back(enhance, name):
     assert enhance(f"{name}.dcm")[0].result == "enhanced"
 
@@ -132,6 +141,15 @@ def test_colour_by_plane_is_read_so(enhance, cases_folder, name):
     np.testing.assert_array_equal(
         enhance(f"{name}.dcm")[1].pixel_array, dcmread(cases_folder / f"{name}.dcm").pixel_array
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"), [("cr_overlay_high_bits", 300, 3800), ("mr_signed12_junk_high", -1500, 1500)]
+)
+def test_overlays_and_junk_in_unused_bits_do_not_disturb(enhance, name, lowest, highest):
+    _, derived = enhance(f"{name}.dcm")
+    values = derived.pixel_array
+    assert (values.min(), values.max()) == (lowest, highest)
 
 
 @pytest.mark.parametrize("name", ["no_meta_implicit", "trailing_zeros", "cr_no_samples"])
