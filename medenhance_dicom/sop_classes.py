@@ -147,6 +147,7 @@ _CT_MAPS = re.compile(
 )
 _CALCIUM = re.compile(r"ca[- _]?sc(ore)?\b|calcium|agatston", re.IGNORECASE)
 _FLOW = re.compile(r"flow|thickness|depth encoded|angiograph|octa\b", re.IGNORECASE)
+DOPPLER = "Doppler and elastography code measurements in colour"
 _US_DOPPLER_MODES = 0x0004 | 0x0008 | 0x0010 | 0x0020 | 0x0100 | 0x0200  # Image Type value 4, PS3.3 C.8.5.6.1.1
 _US_TISSUE_REGIONS = (0, 1, 0xA, 0xB, 0xC, 0xD)  # Region Data Type, C.8.5.5.1.2: tissue, ECG, pulse, sound, gray bar
 
@@ -282,17 +283,24 @@ def _quantitative(instance: Dataset, sop_class: SopClass, modality: object) -> I
         yield "DSA", "a subtraction needs its mask and contrast frames unchanged"
 
 
+def is_ultrasound(instance: Dataset) -> bool:
+    """Whether it may show measurements in colour, also as a Secondary Capture."""
+    sop_class = WRITABLE.get(_RENAMED.get(uid := str(instance.get("SOPClassUID") or ""), uid))
+    return instance.get("Modality") in ("US", "IVUS") or (sop_class is not None and sop_class.kind == "US")
+
+
 def _doppler(instance: Dataset) -> Iterator[tuple[str, str]]:
-    """Velocities that are coded in colour or drawn as a curve (PS3.3 C.8.5.5, C.8.5.6)."""
-    why = "Doppler and elastography code measurements in colour"
+    """Velocities that are coded in colour or drawn as a curve (PS3.3 C.8.5.5, C.8.5.6), where the header is sure of it.
+
+    Ultrasound Color Data Present (0028,0014) is not: it is for the pixels to say, see `colour_flow`.
+    """
+    why = DOPPLER
     modes = image_type(instance)[3:4]
     try:
         if modes and int(modes[0], 16) & _US_DOPPLER_MODES:
             yield "DOPPLER", why
     except ValueError:
         pass
-    if instance.get("UltrasoundColorDataPresent") == 1:
-        yield "DOPPLER", why
     regions = _items(instance, "SequenceOfUltrasoundRegions")
     if any(region.get("RegionDataType", 1) not in _US_TISSUE_REGIONS for region in regions):
         yield "DOPPLER", why

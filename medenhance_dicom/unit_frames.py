@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medenhance_dicom import frames, intensity
+from medenhance_dicom.colour_flow import shows_flow
 from medenhance_dicom.decoding import Decoder
-from medenhance_dicom.errors import FrameError, InputError, MedenhanceError
+from medenhance_dicom.errors import FrameError, InputError, MedenhanceError, UnsupportedInstanceError
 from medenhance_dicom.part10 import Limits, read_instance
 from medenhance_dicom.recipe import Recipe
 from medenhance_dicom.series import Member, Series, parallel_slices
-from medenhance_dicom.sop_classes import VOLUMES
+from medenhance_dicom.sop_classes import DOPPLER, VOLUMES, is_ultrasound
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -200,6 +201,8 @@ def unit_frame(
         UnsupportedInstanceError: It is refused.
     """
     stored = frames.stored_frame(instance, maps.decoder.frame(member.located.path, index), index)
+    if pixels.samples == 3 and is_ultrasound(instance) and shows_flow(_picture(stored, pixels)):
+        raise UnsupportedInstanceError("DOPPLER", f"frame {index + 1} shows colour in grey tissue; {DOPPLER}")
     line = frames.modality_line(instance, index)
     modality = frames.to_modality(stored.stored, line)
     if not np.isfinite(modality).all():
@@ -207,6 +210,10 @@ def unit_frame(
     unit_map = maps.map_for(member, instance, pixels, index, modality, stored.padding)
     unit = intensity.to_unit(modality, unit_map)
     return UnitFrame(member, instance, pixels, index, stored, line, unit_map, unit, region(unit, stored.padding))
+
+
+def _picture(frame: frames.StoredFrame, pixels: frames.PixelFormat) -> Unit:
+    return frame.stored.astype(np.float32) / np.float32(pixels.maximum)
 
 
 def unit_frames(member: Member, maps: SeriesIntensity, region: Region) -> Iterator[UnitFrame]:

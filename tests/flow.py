@@ -19,9 +19,9 @@ ALLOW = frozenset({"CT", "MG"})
 
 
 def write(folder, number, name, stored, **attributes):
-    """An instance `number` of a series, of stored values (H, W), (N, H, W) or (H, W, 3)."""
+    """An instance `number` of a series, of stored values (H, W), (N, H, W), (H, W, 3) or (N, H, W, 3)."""
     stored = np.asarray(stored)
-    multi = stored.ndim == 3 and stored.shape[2] != 3
+    multi = stored.ndim == 4 or (stored.ndim == 3 and stored.shape[2] != 3)
     rows, columns = stored.shape[1:3] if multi else stored.shape[:2]
     uid = f"1.2.826.0.1.9999.40.{number}"
     instance = synthetic.make_instance(

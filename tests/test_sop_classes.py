@@ -125,7 +125,6 @@ def test_every_storage_class_of_the_standard_gets_an_answer():
         ("DX", {"Modality": "BMD"}, "QUANTITATIVE"),
         ("CR", {"QualityControlImage": "YES"}, "QUALITY_CONTROL"),
         ("CR", {"QualityControlSubject": "YES"}, "QUALITY_CONTROL"),
-        ("US", {"UltrasoundColorDataPresent": 1}, "DOPPLER"),
         ("US", {"ImageType": ["ORIGINAL", "PRIMARY", "", "0011"]}, "DOPPLER"),
         ("US", {"SequenceOfUltrasoundRegions": [synthetic.dataset(RegionDataType=2)]}, "DOPPLER"),
         ("XA", {"MaskSubtractionSequence": [synthetic.dataset(MaskOperation="AVG_SUB")]}, "DSA"),
