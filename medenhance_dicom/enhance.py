@@ -48,7 +48,7 @@ from medenhance_dicom.part10 import read_instance, write_document, write_instanc
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe, runtime
 from medenhance_dicom.recipe import Recipe
 from medenhance_dicom.report import UNCHANGED, UNREADABLE, Outcome
-from medenhance_dicom.selection import Settings, choose_methods, outcome_of, read_members, recipes_of
+from medenhance_dicom.selection import Settings, choose_methods, outcome_of, read_members, recipes_of, unambiguous
 from medenhance_dicom.series import Member, Series
 from medenhance_dicom.signature import sign
 from medenhance_dicom.site_keys import load_signing_key
@@ -97,7 +97,7 @@ class Enhancement:
         with tempfile.TemporaryDirectory(prefix="medenhance-") as folder, contextlib.ExitStack() as own:
             scratch = Path(folder)
             decoder = decoder or own.enter_context(Decoder(limits=settings.limits))
-            found = read_members(paths, scratch, decoder, settings, self.recipes)
+            found = unambiguous(read_members(paths, scratch, decoder, settings, self.recipes), decoder, settings)
             jobs: list[tuple[Series, Recipe, Guide | None]] = []
             done = 0
             for item in choose_methods(found, self.recipes, settings, self.manifest):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
@@ -193,6 +193,18 @@ def source_digest(source: Dataset) -> str:
         return _LEFT_OUT if element.tag.is_private or element.keyword == "SpecificCharacterSet" else element.value
 
     return _digest_of(source, view)
+
+
+def differing(one: Dataset, other: Dataset) -> list[str]:
+    """Keywords of the top-level attributes in which two sources differ, of those that `source_digest` covers."""
+    views = [{element.tag: element for element in dataset} for dataset in (one, other)]
+    tags = sorted({tag for view in views for tag in view if tag.element and not tag.is_private and tag < _PIXELS})
+    names = {}
+    for tag in tags:
+        said = [b"".join(_element(view[tag], _everything, 0)) if tag in view else None for view in views]
+        if said[0] != said[1]:
+            names[tag] = keyword_for_tag(tag) or str(tag)
+    return [name for name in names.values() if name != "SpecificCharacterSet"]
 
 
 def frames_digest(frames: Iterable[NDArray[Any]]) -> str:

@@ -13,6 +13,7 @@ from pydicom.datadict import dictionary_description, dictionary_has_tag
 from pydicom.uid import UID
 
 from medenhance_dicom import frames
+from medenhance_dicom.conflicts import patient_of, without_conflicts
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, RecipeError, UnreadableInstanceError, UnsupportedInstanceError
 from medenhance_dicom.guides import Guide, choose_guide
@@ -86,7 +87,7 @@ def read_members(
         except InputError as error:
             yield Outcome(located.name, "failed", f"{UNREADABLE}: {error}")
             continue
-        member = Member(located, grouping_header(instance, keywords))
+        member = Member(located, grouping_header(instance, keywords), patient_of(instance))
         try:
             decision = policy(instance, settings.allow)
             if decision.action == "refuse":
@@ -101,6 +102,22 @@ def read_members(
             yield outcome_of(member, "failed", f"{UNREADABLE}: {error}")
         else:
             yield member
+
+
+def unambiguous(found: Iterable[Member | Outcome], decoder: Decoder, settings: Settings) -> Iterator[Member | Outcome]:
+    """What was found without what contradicts each other, see `conflicts`; Outcomes pass through."""
+    members: list[Member] = []
+    for item in found:
+        if isinstance(item, Outcome):
+            yield item
+        else:
+            members.append(item)
+    for kept in without_conflicts(members, decoder, settings.limits):
+        if isinstance(kept, Member):
+            yield kept
+        else:
+            member, result, reason = kept
+            yield outcome_of(member, result, reason)
 
 
 def choose_recipes(
@@ -277,7 +294,7 @@ def plan(paths: Iterable[Path], settings: Settings) -> Iterator[dict[str, Any]]:
     """
     recipes, manifest = recipes_of(settings), load_manifest()
     with tempfile.TemporaryDirectory(prefix="medenhance-") as scratch, Decoder(limits=settings.limits) as decoder:
-        found = read_members(paths, Path(scratch), decoder, settings, recipes)
+        found = unambiguous(read_members(paths, Path(scratch), decoder, settings, recipes), decoder, settings)
         for item in choose_methods(found, recipes, settings, manifest):
             if isinstance(item, Outcome):
                 yield {

@@ -34,6 +34,8 @@ class Member:
 
     located: Located
     instance: Dataset
+    patient: tuple[bytes, ...] = ()
+    """As `conflicts.patient_of` gives it."""
 
 
 @dataclass
