@@ -8,11 +8,14 @@ import subprocess
 import time
 from pathlib import Path
 
+import pydicom
 import pytest
 
 from medenhance_dicom.archive import running
 from medenhance_dicom.archive.plan import Plan
+from medenhance_dicom.identity import replaced_uid
 from medenhance_dicom.node.settings import load_settings
+from medenhance_dicom.part10 import read_instance
 from tests import archives
 
 pytestmark = pytest.mark.slow
@@ -112,6 +115,39 @@ def test_a_second_run_does_only_what_is_new(tmp_path, undisturbed):
     assert archives.counts(plan)["earlier"] == {"enhanced": 11}
     assert len(archives.digests(out)) == 22
     assert trail.exists()
+
+
+def test_a_correction_makes_an_object_that_names_the_one_before(tmp_path):
+    """In its place, then elsewhere; what was not corrected is left alone, and so is what was made before."""
+    archive, plan, out = tmp_path / "archive", tmp_path / "plan", tmp_path / "out"
+    archives.make_series(archive, 0, 2)
+    made = []
+    for name, path in (
+        ("Test^One", None),
+        ("Test^Two", archive / "0" / "0.dcm"),
+        ("Test^Three", tmp_path / "other.dcm"),
+    ):
+        if path is not None:
+            instance = pydicom.dcmread(archive / "0" / "0.dcm")
+            instance.PatientName = name
+            instance.save_as(path)
+        archives.make_plan(plan, *(there for there in (archive, other) if there.exists()))
+        assert archives.counts(plan)["open_instances"] == (4 if path is None else 1)
+        before = {there: there.read_bytes() for there in out.rglob("*.dcm")}
+        assert archives.run(plan, out).returncode == 0
+        assert {there: there.read_bytes() for there in before} == before
+        (uid,) = {there.stem for there in set(out.rglob("*.dcm")) - set(before) if path or is_of(there, "3.1.1")}
+        made.append(uid)
+    archives.assert_done(plan, 2)
+    replaced = {there.stem: replaced_uid(read_instance(there)) for there in out.rglob("*.dcm")}
+    assert len(replaced) == 6
+    assert [replaced[uid] for uid in made] == [None, *made[:2]]
+    names = {there.stem: str(read_instance(there).PatientName) for there in out.rglob("*.dcm")}
+    assert [names[uid] for uid in made[1:]] == ["Test^Two", "Test^Three"]
+
+
+def is_of(path, source):
+    return read_instance(path).SourceImageSequence[0].ReferencedSOPInstanceUID.endswith(source)
 
 
 def test_a_worker_is_killed_at_random(tmp_path, undisturbed):
