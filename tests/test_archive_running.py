@@ -121,12 +121,8 @@ def test_a_correction_makes_an_object_that_names_the_one_before(tmp_path):
     """In its place, then elsewhere; what was not corrected is left alone, and so is what was made before."""
     archive, plan, out = tmp_path / "archive", tmp_path / "plan", tmp_path / "out"
     archives.make_series(archive, 0, 2)
-    made = []
-    for name, path in (
-        ("Test^One", None),
-        ("Test^Two", archive / "0" / "0.dcm"),
-        ("Test^Three", tmp_path / "other.dcm"),
-    ):
+    made, other = [], tmp_path / "other.dcm"
+    for name, path in (("Test^One", None), ("Test^Two", archive / "0" / "0.dcm"), ("Test^Three", other)):
         if path is not None:
             instance = pydicom.dcmread(archive / "0" / "0.dcm")
             instance.PatientName = name
