@@ -22,7 +22,6 @@ from typing import IO, Any, Self
 
 import numpy as np
 
-from medenhance_dicom.codestream import Codestream
 from medenhance_dicom.errors import (
     LimitExceededError,
     MedenhanceError,
@@ -30,6 +29,7 @@ from medenhance_dicom.errors import (
     UnsupportedInstanceError,
 )
 from medenhance_dicom.frames import Array
+from medenhance_dicom.lossy import Encoding
 from medenhance_dicom.part10 import Limits
 
 _START_SECONDS = 60.0
@@ -91,21 +91,17 @@ class Decoder:
         """
         return self._request({"do": "frame", "path": os.fspath(path), "index": index})[1]
 
-    def codestream(self, path: Path, index: int = 0) -> Codestream | None:
-        """Say what a frame's codestream says of itself: its depth and sign, and whether its coding loses something.
+    def encoding(self, path: Path) -> Encoding:
+        """Say how long the frames are as encoded, and whether their codestreams lose something.
 
         Args:
             path: A file that `probe` has passed.
-            index: Zero-based frame number.
-
-        Returns:
-            None where the frames are no codestreams: native, deflated or RLE.
 
         Raises:
             As `frame`.
         """
-        answer, _ = self._request({"do": "codestream", "path": os.fspath(path), "index": index})
-        return Codestream(**answer["codestream"]) if answer["codestream"] else None
+        answer, _ = self._request({"do": "encoding", "path": os.fspath(path)})
+        return Encoding(**answer["encoding"])
 
     def _request(self, request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         with self._lock:

@@ -21,13 +21,16 @@ from pydicom.uid import ExplicitVRBigEndian
 
 from medenhance_dicom import pixel_codecs
 from medenhance_dicom.allocator import keep_one_arena
-from medenhance_dicom.codestream import inspect
+from medenhance_dicom.codestream import Codestream, inspect
 from medenhance_dicom.errors import InputError, LimitExceededError, UnreadableInstanceError, UnsupportedInstanceError
 from medenhance_dicom.fragments import Fragment, frames_of_fragments, peek
 from medenhance_dicom.frames import Array, pixel_format
+from medenhance_dicom.lossy import Encoding
 from medenhance_dicom.part10 import UNDEFINED_LENGTH, Limits, PixelElement, open_instance
 from medenhance_dicom.pixel_codecs import Cells
 from medenhance_dicom.transfer_syntaxes import Coding, coding_of, kind_of
+
+_HEAD = 16384
 
 
 @dataclass(frozen=True)
@@ -160,11 +163,44 @@ def _native_stride(stream: BinaryIO, element: PixelElement, cells: Cells, number
     return stride
 
 
-def _encoded(opened: _Opened, index: int, limits: Limits) -> tuple[_Frames, bytes]:
-    """The bytes of one frame as they lie in the file."""
+def _planned(opened: _Opened) -> _Frames:
     if opened.frames is None:
         opened.frames = _plan(opened)
-    plan, stream = opened.frames, opened.stream
+    return opened.frames
+
+
+def _encoding(opened: _Opened, limits: Limits) -> Encoding:
+    """How all frames are encoded; looks at codestreams until one loses something."""
+    plan = _planned(opened)
+    if plan.fragments is None:
+        return Encoding(plan.stride * plan.count)
+    length = sum(length for frame in plan.fragments for _, length in frame)
+    if plan.coding != "codestream":
+        return Encoding(length)
+    found: list[bool | None] = []
+    kind = None
+    for index in range(plan.count):
+        stream = _inspected(opened, index, limits)
+        kind = stream.kind
+        found.append(stream.reversible)
+        if stream.reversible is False:
+            break
+    return Encoding(length, kind, False if False in found else None if None in found else True)
+
+
+def _inspected(opened: _Opened, index: int, limits: Limits) -> Codestream:
+    """What a frame's codestream says, from its first kilobytes where these suffice."""
+    fragments = _planned(opened).fragments
+    assert fragments is not None
+    at, length = fragments[index][0]
+    with contextlib.suppress(UnreadableInstanceError):
+        return inspect(peek(opened.stream, at, min(length, _HEAD)))
+    return inspect(_encoded(opened, index, limits)[1])
+
+
+def _encoded(opened: _Opened, index: int, limits: Limits) -> tuple[_Frames, bytes]:
+    """The bytes of one frame as they lie in the file."""
+    plan, stream = _planned(opened), opened.stream
     if not 0 <= index < plan.count:
         raise UnreadableInstanceError(f"has no frame {index + 1}", keyword="NumberOfFrames")
     if plan.fragments is None:
@@ -244,9 +280,8 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
             if request["do"] == "frame":
                 frame = _decode(opened, int(request["index"]), limits)
                 answer = {"shape": frame.shape, "dtype": frame.dtype.str}
-            elif request["do"] == "codestream":
-                plan, data = _encoded(opened, int(request["index"]), limits)
-                answer = {"codestream": asdict(inspect(data)) if plan.coding == "codestream" else None}
+            elif request["do"] == "encoding":
+                answer = {"encoding": asdict(_encoding(opened, limits))}
         except Exception as error:  # the boundary: codecs and pydicom raise anything
             answer = _answer_of(error)
         answers.write(json.dumps(answer).encode() + b"\n")

@@ -147,7 +147,7 @@ class Enhancement:
                 result = result or InstanceResult(member, frame.instance, prepared, scratch, self.settings)
                 result.add(frame, prepared.enhance_picture(frame.unit, frame.enhance_here))
             assert result is not None  # an instance has a frame at least
-            return self._finish(result, history)
+            return self._finish(result, history, maps.decoder)
         except InputError as error:
             return outcome_of(member, "failed", f"{UNREADABLE}: {error}", **_names(prepared))
         except UnsupportedInstanceError as error:
@@ -186,7 +186,7 @@ class Enhancement:
         more["seconds"] = {"verify": round(time.monotonic() - started, 4)}
         return outcome_of(member, entry.result, reason, repeated=True, **more)
 
-    def _finish(self, result: InstanceResult, history: History) -> Outcome:
+    def _finish(self, result: InstanceResult, history: History, decoder: Decoder) -> Outcome:
         """Judge, derive, check and write one instance whose frames are all there."""
         member, source, prepared, settings = result.member, result.instance, result.prepared, self.settings
         started = time.monotonic()
@@ -216,7 +216,7 @@ class Enhancement:
                 source_digest,
                 blended=blending is not None,
                 overlays=result.overlays(),
-                source_bytes=member.located.path.stat().st_size,
+                encoding=decoder.encoding(member.located.path),
             )
             derived, left_behind = derivation(source, summary, provenance)
             if replaced := history.replaced(source, derived, source_digest):

@@ -15,21 +15,12 @@ from pydicom.multival import MultiValue
 
 from medenhance_dicom import __version__
 from medenhance_dicom.attributes import LOSSY, POINTED_AT, attributes_of, copied
+from medenhance_dicom.lossy import Encoding, enter_loss
 from medenhance_dicom.provenance import MANUFACTURER, MODEL_NAME, Provenance
 from medenhance_dicom.sop_classes import SopClass, derived_image_type, image_type, transfer_syntax
 
 if TYPE_CHECKING:
     from medenhance_dicom.frames import PixelFormat
-
-_LOSSY_METHODS = {
-    "1.2.840.10008.1.2.4.50": "ISO_10918_1",
-    "1.2.840.10008.1.2.4.51": "ISO_10918_1",
-    "1.2.840.10008.1.2.4.81": "ISO_14495_1",
-    "1.2.840.10008.1.2.4.91": "ISO_15444_1",
-    "1.2.840.10008.1.2.4.93": "ISO_15444_2",
-    "1.2.840.10008.1.2.4.203": "ISO_15444_15",
-}  # transfer syntax -> Lossy Image Compression Method, PS3.3 C.7.6.1.1.5.1
-
 
 _INCREMENTS = ("FrameTime", "FrameTimeVector", *sorted(POINTED_AT - {"FrameTime", "FrameTimeVector"}))
 
@@ -46,8 +37,8 @@ class PixelSummary:
     """Hex SHA-256 of the source's decoded frames, little endian, in the format above."""
     blended: bool = False
     """Pixels of the source came back where the structure check objected: other pixels on purpose, another object."""
-    source_bytes: int | None = None
-    """Length of the source's compressed Pixel Data, to state the compression ratio of a lossy source that does not."""
+    encoding: Encoding | None = None
+    """Of the source's Pixel Data, to enter a loss that its attributes do not tell; None: not looked at."""
     overlays: Mapping[int, bytes] = field(default_factory=dict)
     """Group -> Overlay Data of the planes that lay in the source's pixel cells, see `overlays.packed`."""
 
@@ -113,26 +104,14 @@ def srgb_profile() -> bytes:
 
 def lossy_history(derived: Dataset, making: Making) -> None:
     """PS3.3 C.7.6.1.1.5: once lossy, always lossy; methods and ratios add up (requirement R9)."""
-    history = copied(making.source, LOSSY)
-    method = _LOSSY_METHODS.get(transfer_syntax(making.source))
-    methods, ratios = (_values(history.get(f"LossyImageCompression{part}")) for part in ("Method", "Ratio"))
-    if method and (history.get("LossyImageCompression") != "01" or not methods):
-        history.LossyImageCompression = "01"
-        history.LossyImageCompressionMethod = [*methods, method]
-        if making.pixels.source_bytes and len(ratios) == len(methods):
-            pixels = making.pixels.format
-            size = pixels.rows * pixels.columns * pixels.samples * pixels.bits_allocated // 8
-            ratio = max(1.0, size * making.pixels.number_of_frames / making.pixels.source_bytes)
-            history.LossyImageCompressionRatio = [*ratios, f"{ratio:.2f}"]
-    elif making.sop_class.kind == "VL" and "LossyImageCompression" not in history:
+    source, pixels = making.source, making.pixels
+    history = copied(source, LOSSY)
+    if pixels.encoding is not None:
+        cells = pixels.format.rows * pixels.format.columns * source.SamplesPerPixel * source.BitsAllocated // 8
+        enter_loss(history, pixels.encoding, transfer_syntax(source), cells * pixels.number_of_frames)
+    if making.sop_class.kind == "VL" and "LossyImageCompression" not in history:
         history.LossyImageCompression = None  # type 2, and nobody knows
     derived.update(history)
-
-
-def _values(value: object) -> list[str]:
-    if value is None or value == "":
-        return []
-    return [str(v) for v in value] if isinstance(value, MultiValue) else [str(value)]
 
 
 def multi_frame_secondary_capture(derived: Dataset, making: Making) -> None:

@@ -15,6 +15,7 @@ from medenhance_dicom.codestream import inspect
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import UnreadableInstanceError
 from medenhance_dicom.frames import pixel_format, stored_frame
+from medenhance_dicom.lossy import Encoding
 from medenhance_dicom.part10 import Limits, read_instance
 from tests.streams import lossless_jpeg, picture, write
 
@@ -255,7 +256,7 @@ def test_a_jpeg_that_is_cut_short_is_refused(decoder, path, end):
 def test_the_kind_of_codestream_counts_not_the_transfer_syntax(decoder, path):
     write(path, [lossless_jpeg(GRAY, 12)], ".4.90", GRAY, bits=12)
     np.testing.assert_array_equal(stored(decoder, path)[0], GRAY)
-    assert decoder.codestream(path).kind == "JPEG"
+    assert decoder.encoding(path).kind == "JPEG"
 
 
 @pytest.mark.parametrize("label", ["RGB", "YBR_FULL", "YBR_FULL_422"])
@@ -375,11 +376,21 @@ def test_another_number_of_frames_is_refused_with_both(decoder, path):
 def test_a_codestream_says_whether_its_coding_loses_something(decoder, path, stream, reversible):
     like = COLOUR if inspect(stream).samples == 3 else GRAY
     write(path, [stream], ".4.91", like)
-    found = decoder.codestream(path)
-    assert found == inspect(stream)
+    found = inspect(stream)
     assert (found.rows, found.columns, found.reversible) == (*like.shape[:2], reversible)
+    padded = len(stream) + len(stream) % 2
+    assert decoder.encoding(path) == Encoding(padded, found.kind, reversible)
     write(path, [like.tobytes()], ".1", like)
-    assert decoder.codestream(path) is None
+    assert decoder.encoding(path) == Encoding(like.nbytes)
+
+
+def test_all_frames_count_and_one_that_loses_something_decides(decoder, path):
+    kept, lost = j2k(GRAY), j2k(GRAY, level=20, reversible=False)
+    write(path, [kept, kept, lost], ".4.91", GRAY, table=False)
+    total = sum(len(stream) + len(stream) % 2 for stream in (kept, kept, lost))
+    assert decoder.encoding(path) == Encoding(total, "JPEG 2000", False)
+    write(path, [kept, kept], ".4.91", GRAY)
+    assert decoder.encoding(path).reversible is True
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])

@@ -17,7 +17,7 @@ from PIL import ImageCms
 from pydicom import Dataset, dcmread
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import DataElement
-from pydicom.uid import JPEG2000, UID, ExplicitVRLittleEndian, JPEGBaseline8Bit
+from pydicom.uid import HTJ2K, JPEG2000, UID, ExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGLSNearLossless
 
 from medenhance_dicom.attributes import EQUIPMENT, NEVER, allowed, attributes_of, forbidden_in
 from medenhance_dicom.derive import PixelSummary, derive_instance
@@ -25,6 +25,7 @@ from medenhance_dicom.errors import DerivationError, MedenhanceError, Unsupporte
 from medenhance_dicom.frames import pixel_format
 from medenhance_dicom.identity import derived_series_uid
 from medenhance_dicom.image_modules import srgb_profile
+from medenhance_dicom.lossy import Encoding
 from medenhance_dicom.part10 import read_instance, write_instance
 from medenhance_dicom.provenance import CODES, Provenance, Step, digests, steps_of
 from medenhance_dicom.sop_classes import OPT_INS, WRITABLE, policy
@@ -506,18 +507,42 @@ def test_lossy_history_is_carried_untouched():
     }
     source = lossy_source(JPEGBaseline8Bit, **history)
     source.LossyImageCompression = "01"
-    derived = derive(source, source_bytes=10)
+    derived = derive(source, encoding=Encoding(10, "JPEG", False))
     assert derived.LossyImageCompression == "01"
     assert list(derived.LossyImageCompressionRatio) == [5.1, 7.0]
     assert list(derived.LossyImageCompressionMethod) == ["ISO_10918_1", "ISO_15444_1"]
 
 
-@pytest.mark.parametrize(("syntax", "method"), [(JPEGBaseline8Bit, "ISO_10918_1"), (JPEG2000, "ISO_15444_1")])
-def test_a_lossy_transfer_syntax_is_noted_where_the_source_forgot(syntax, method):
-    derived = derive(lossy_source(syntax), source_bytes=64)
+@pytest.mark.parametrize("said", [None, "00"])
+@pytest.mark.parametrize(
+    ("syntax", "kind", "method"),
+    [
+        (JPEGBaseline8Bit, "JPEG", "ISO_10918_1"),
+        (JPEGLSNearLossless, "JPEG-LS", "ISO_14495_1"),
+        (JPEG2000, "JPEG 2000", "ISO_15444_1"),
+        (HTJ2K, "JPEG 2000", "ISO_15444_15"),
+        ("1.2.840.10008.1.2.4.111", "JPEG XL", "ISO_10918_1"),
+        ("1.2.840.10008.1.2.4.112", "JPEG XL", "ISO_18181_1"),
+        (JPEG2000, "JPEG", "ISO_10918_1"),  # what a codestream is counts, not what the file calls it
+    ],
+)
+def test_a_loss_that_the_codestream_proves_is_noted_where_the_source_forgot(said, syntax, kind, method):
+    source = lossy_source(syntax)
+    source.LossyImageCompression = said
+    derived = derive(source, encoding=Encoding(64, kind, False))
     assert (derived.LossyImageCompression, derived.LossyImageCompressionMethod) == ("01", method)
     assert derived.LossyImageCompressionRatio == 9.0  # 16 * 12 * 3 bytes of 64
-    assert "LossyImageCompressionRatio" not in derive(lossy_source(syntax))
+
+
+@pytest.mark.parametrize("said", [None, "00"])
+@pytest.mark.parametrize("encoding", [Encoding(64, "JPEG 2000", True), Encoding(64, "JPEG XL", None), Encoding(64)])
+def test_a_transfer_syntax_that_may_be_lossy_proves_nothing(said, encoding):
+    source = synthetic.make_instance("CR", LossyImageCompression=said)
+    source.file_meta.TransferSyntaxUID = JPEG2000
+    derived = derive(source, encoding=encoding)
+    assert derived.get("LossyImageCompression") == said
+    assert "LossyImageCompressionMethod" not in derived
+    assert "LossyImageCompressionRatio" not in derived
 
 
 def test_visible_light_has_the_attribute_at_least_empty():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 from pydicom import dcmread
 from pydicom.datadict import tag_for_keyword
+from pydicom.encaps import generate_fragments
 
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.enhance import Enhancement
@@ -150,6 +152,34 @@ def test_overlays_and_junk_in_unused_bits_do_not_disturb(enhance, name, lowest, 
     _, derived = enhance(f"{name}.dcm")
     values = derived.pixel_array
     assert (values.min(), values.max()) == (lowest, highest)
+
+
+@pytest.mark.parametrize("name", ["htj2k203_lossless_00", "j2k90_lossless_00", "j2k91_lossless_00", "jls81_near0_00"])
+def test_coding_without_loss_stays_without_loss(enhance, name):
+    _, derived = enhance(f"transfer_syntaxes/{name}.dcm")
+    assert derived.get("LossyImageCompression") == "00"
+    assert "LossyImageCompressionMethod" not in derived
+    assert "LossyImageCompressionRatio" not in derived
+
+
+@pytest.mark.parametrize(
+    "name", ["jls81_near0", "transfer_syntaxes/htj2k202", "transfer_syntaxes/encunc_m12", "transfer_syntaxes/difc_m12"]
+)
+def test_no_loss_is_invented(enhance, cases_folder, name):
+    _, derived = enhance(f"{name}.dcm")
+    source = dcmread(cases_folder / f"{name}.dcm", stop_before_pixels=True)
+    assert derived.get("LossyImageCompression") == source.get("LossyImageCompression")
+    assert "LossyImageCompressionMethod" not in derived
+
+
+def test_a_dct_is_a_loss_whatever_the_header_says(enhance, cases_folder):
+    name = "us_frametimevector_split_fragments.dcm"
+    _, derived = enhance(name)
+    assert (derived.LossyImageCompression, derived.LossyImageCompressionMethod) == ("01", "ISO_10918_1")
+    source = dcmread(cases_folder / name)
+    encoded = sum(map(len, itertools.islice(generate_fragments(source.PixelData), 1, None)))
+    cells = source.Rows * source.Columns * source.SamplesPerPixel * source.NumberOfFrames
+    assert float(derived.LossyImageCompressionRatio) == pytest.approx(cells / encoded, abs=0.006)
 
 
 @pytest.mark.parametrize("name", ["no_meta_implicit", "trailing_zeros", "cr_no_samples"])

@@ -16,13 +16,11 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLSNearLossless,
 )
 
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import UnreadableInstanceError, UnsupportedInstanceError
+from medenhance_dicom.lossy import enter_loss
 from medenhance_dicom.part10 import UNDEFINED_LENGTH, Limits, PixelElement, _quiet_pydicom, open_instance
 from medenhance_dicom.transfer_syntaxes import kind_of
 from medenhance_dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -31,8 +29,6 @@ TARGETS = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 """What we rewrite into, better first: Implicit VR loses the VRs of private attributes."""
 _TAGS = {"PixelData": (0x7FE0, 0x0010), "FloatPixelData": (0x7FE0, 0x0008), "DoubleFloatPixelData": (0x7FE0, 0x0009)}
 _CHUNK = 1 << 20
-_LOSSY = {JPEGBaseline8Bit: "ISO_10918_1", JPEGExtended12Bit: "ISO_10918_1", JPEGLSNearLossless: "ISO_14495_1"}
-"""Syntaxes that always lose something, and their Lossy Image Compression Method (PS3.3 C.7.6.1.1.5)."""
 _NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)
 
 
@@ -47,8 +43,9 @@ def transcode(source: Path, target: Path, syntax: str, decoder: Decoder | None =
     """Write `source` again as `syntax`, one of `TARGETS`; the SOP Instance UID stays, as every value does.
 
     Native pixels are copied byte for byte. Compressed ones are decoded frame by frame in a child process; colour
-    comes out as RGB by pixel. Lossy Image Compression and its ratio stay, and are filled in where the file lacked them:
-    nothing else would tell any more. What comes after Pixel Data (digital signatures, padding) is left out.
+    comes out as RGB by pixel. Lossy Image Compression, its method and ratio stay, and are filled in where the file
+    lacked them and its codestreams prove a loss: nothing else would tell any more. What comes after Pixel Data (digital
+    signatures, padding) is left out.
 
     Raises:
         UnreadableInstanceError, LimitExceededError, UnsupportedInstanceError: It does not decode.
@@ -91,10 +88,7 @@ def _write_decoded(source: Path, instance: Dataset, sink: BinaryIO, syntax: str,
         for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):
             if keyword in instance:
                 del instance[keyword]
-        if (method := _LOSSY.get(instance.file_meta.TransferSyntaxUID)) and instance.get(
-            "LossyImageCompression"
-        ) != "01":
-            instance.LossyImageCompression, instance.LossyImageCompressionMethod = "01", method
+        enter_loss(instance, owned.encoding(source), instance.file_meta.TransferSyntaxUID, length)
         if first.ndim == 3:
             instance.PhotometricInterpretation = "RGB"
             instance.PlanarConfiguration = 0
