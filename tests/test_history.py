@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -24,6 +25,8 @@ from medenhance_dicom.verification.files import verify_files
 from tests import synthetic
 
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
+
+needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -223,13 +226,14 @@ def test_a_series_and_its_instances_one_by_one_are_the_same_objects(enhance, tmp
 
 
 @pytest.mark.slow
-def test_precision_gives_other_pixels_and_the_same_object(samples, decoder, tmp_path):
-    made = {}
-    for precision in ("fp32", "bf16"):
-        settings = Settings(output=tmp_path / precision, device="cpu", engine="torch", precision=precision, gate="warn")
-        run = Enhancement(settings, now=NOON)
-        (made[precision],) = run.outcomes([samples / "study" / "op-cornea.dcm"], decoder=decoder)
-    one, other = (dcmread(outcome.derived) for outcome in made.values())
+@pytest.mark.parametrize("how", [("torch", "bf16"), pytest.param(("openvino", "fp32"), marks=needs_openvino)])
+def test_engine_and_precision_give_other_pixels_and_the_same_object(how, samples, decoder, tmp_path):
+    made = []
+    for engine, precision in (("torch", "fp32"), how):
+        output = tmp_path / f"{engine}-{precision}"
+        settings = Settings(output=output, device="cpu", engine=engine, precision=precision, gate="warn")
+        made += Enhancement(settings, now=NOON).outcomes([samples / "study" / "op-cornea.dcm"], decoder=decoder)
+    one, other = (dcmread(outcome.derived) for outcome in made)
     assert one.SOPInstanceUID == other.SOPInstanceUID
     assert recorded_digests(one)["pixels"] != recorded_digests(other)["pixels"]
     assert recorded_digests(one)["header"] == recorded_digests(other)["header"]
