@@ -152,6 +152,9 @@ def enhance(
         Path | None,
         typer.Option(help="Site key that signs the derived objects; the last of a folder.", metavar="FILE|FOLDER"),
     ] = None,
+    keep_withheld: Annotated[
+        float, typer.Option(min=0, help="Days to keep what the gate withholds, in OUTPUT/withheld; 0: not.")
+    ] = 30,
     report: Annotated[
         Path | None, typer.Option(help="Report file, by default OUTPUT/run_report.json, and a copy that stays.")
     ] = None,
@@ -166,7 +169,7 @@ def enhance(
     settings = Settings(
         output=output, recipe=recipe, weights=weights, guide=None if guide == "auto" else guide, device=device,
         engine=engine, precision=precision, gate=gate, allow=frozenset(a.upper() for a in allow), preview=preview,
-        structured_report=sr, overwrite=overwrite, sign_key=sign_key,
+        structured_report=sr, keep_withheld=keep_withheld, overwrite=overwrite, sign_key=sign_key,
     )  # fmt: skip
     if dry_run:
         _inspect(paths, settings, json=json)
@@ -180,8 +183,10 @@ def enhance(
 def _enhance(paths: list[Path], settings: Settings, path: Path | None, *, fail_fast: bool, json: bool) -> None:
     from medenhance_dicom.enhance import Enhancement
     from medenhance_dicom.report import RunReport
+    from medenhance_dicom.withheld import drop_expired
 
     run = Enhancement(settings, now=_now())
+    drop_expired(settings.withheld_folder, now=run.now)
     report = RunReport(
         path or settings.output / "run_report.json", started=_now(), device=run.device, engine=run.engine,
         precision=run.precision, keep=path is None,
@@ -221,6 +226,8 @@ def _outcome_printer(width: int) -> Callable[[Outcome], None]:
         console.print(line)
         if o.reason:
             console.print(Text(f"{'':9}{o.reason}", style="dim"))
+        if o.kept:
+            console.print(Text(f"{'':9}kept: {o.kept}", style="dim"))
         sys.stdout.flush()
 
     return tell
@@ -260,6 +267,52 @@ def _inspect(paths: list[Path], settings: Settings, *, json: bool) -> None:
         Console().print(table)
     results = {s["result"] for s in series}
     raise typer.Exit(0 if "enhanced" in results else 6 if results == {"failed"} else 3)
+
+
+@app.command(epilog=EXIT_CODES)
+def release(
+    kept: Annotated[Path, typer.Argument(help="What `enhance` has kept: OUTPUT/withheld/….withheld.", metavar="KEPT")],
+    by: Annotated[str, typer.Option(help="Who releases it: Family^Given.", metavar="NAME")],
+    reason: Annotated[str, typer.Option(help="Why, in a sentence.", metavar="TEXT")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder for the derived object, by default that of the run.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("-c", "--config", help="Of the node that has kept it.", metavar="CONFIG")
+    ] = None,
+    sign_key: Annotated[
+        Path | None, typer.Option(help="Site key that signs it; by default the node's.", metavar="FILE|FOLDER")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Release a picture that the gate withheld, on a person's word: the object says who, why, and the verdict."""
+    from medenhance_dicom.releasing import release
+    from medenhance_dicom.report import RunReport
+
+    folders = kept.absolute().parents
+    of_node = len(folders) > 2 and (folders[2] / "audit").is_dir()
+    if of_node and (config is None or output is None):
+        raise typer.BadParameter("it lies in the store of a node: name --config and --output", param_hint="KEPT")
+    node = None
+    if config is not None:
+        from medenhance_dicom.node.settings import load_settings
+
+        node = load_settings(config)
+    folder, started = output or folders[1], _now()
+    key = sign_key or (node.enhance.sign_key if node else None)
+    outcome, said = release(kept, folder, by=by, reason=reason, now=started, sign_key=key)
+    report = RunReport(
+        folder / "run_report.json", started=started, device=said["device"], engine=said["engine"],
+        precision=said["precision"], keep=True,
+    )  # fmt: skip
+    report.add(outcome)
+    if node is not None:
+        from medenhance_dicom.node.trail import open_trail
+
+        open_trail(node).append("released", job=folders[0].name, by=by, why=reason)
+    report.close(finished=_now(), also=sys.stdout if json else None)
+    if not json:
+        print(f"released: {outcome.derived}")
 
 
 SourceArgument = Annotated[Path, typer.Argument(help="The originals: a file or folder.", metavar="SOURCE")]

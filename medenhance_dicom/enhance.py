@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medenhance_dicom import frames
+from medenhance_dicom import frames, withheld
 from medenhance_dicom.comparison.maps import shown_map
 from medenhance_dicom.comparison.panels import Picture, panels, save
 from medenhance_dicom.decoding import Decoder
@@ -182,6 +182,8 @@ class Enhancement:
             if self.settings.structured_report:
                 document = structured_report(source, read_instance(target), entry.lassim, entry.result, entry.verdict)
                 more["structured_report"] = str(self._put_report(document))
+        elif entry.kept is not None and Path(entry.kept).exists():
+            more["kept"] = entry.kept
         reason = "; ".join(filter(None, [entry.reason, history.returned(entry)])) or None
         more["seconds"] = {"verify": round(time.monotonic() - started, 4)}
         return outcome_of(member, entry.result, reason, repeated=True, **more)
@@ -203,28 +205,15 @@ class Enhancement:
             reason = f"{UNCHANGED}: {prepared.method} changes no stored value"
             nothing = outcome_of(member, "skipped", reason, seconds=result.seconds, **names)
         elif verdict.outcome == "withheld":
-            nothing = outcome_of(member, "withheld", verdict.reason, seconds=result.seconds, **names)
+            outcome = outcome_of(member, "withheld", verdict.reason, seconds=result.seconds, **names)
+            nothing = self._keep(result, history, decoder, outcome, in_words(verdict, values))
         if nothing is not None:
             history.add(source, source_digest, nothing)
             return nothing
         try:
-            provenance = prepared.provenance(in_words(verdict, values), made=self.now)
-            summary = PixelSummary(
-                digest,
-                result.pixels,
-                result.pixels.number_of_frames,
-                source_digest,
-                blended=blending is not None,
-                overlays=result.overlays(),
-                encoding=decoder.encoding(member.located.path),
-            )
-            derived, left_behind = derivation(source, summary, provenance)
-            if replaced := history.replaced(source, derived, source_digest):
-                name_replaced(derived, *replaced)
-            if problems := assert_derived(derived, source, pixel_digest=summary.digest):
-                raise DerivationError("; ".join(problems))
+            derived, left_behind = self._derive(result, history, decoder, in_words(verdict, values))
             if settings.sign_key is not None:
-                sign(derived, load_signing_key(settings.sign_key), summary.digest)
+                sign(derived, load_signing_key(settings.sign_key), digest)
             document = None
             if settings.structured_report:
                 document = structured_report(source, derived, verdict.lassim, verdict.outcome, values)
@@ -246,6 +235,52 @@ class Enhancement:
             return outcome_of(member, "failed", f"TARGET_TAKEN: {error}", seconds=result.seconds, **names)
         except (DerivationError, InputError, UnsupportedInstanceError) as error:
             return outcome_of(member, "failed", f"NOT_DERIVED: {error}", seconds=result.seconds, **names)
+
+    def _derive(
+        self, result: InstanceResult, history: History, decoder: Decoder, verdict: str
+    ) -> tuple[Dataset, list[str]]:
+        """The derived object without Pixel Data, and what it leaves behind.
+
+        Raises:
+            DerivationError: It breaks one of our own rules.
+        """
+        summary = PixelSummary(
+            result.digest(),
+            result.pixels,
+            result.pixels.number_of_frames,
+            result.source_digest(),
+            blended=result.blending() is not None,
+            overlays=result.overlays(),
+            encoding=decoder.encoding(result.member.located.path),
+        )
+        source = result.instance
+        derived, left_behind = derivation(source, summary, result.prepared.provenance(verdict, made=self.now))
+        if replaced := history.replaced(source, derived, summary.source_digest):
+            name_replaced(derived, *replaced)
+        if problems := assert_derived(derived, source, pixel_digest=summary.digest):
+            raise DerivationError("; ".join(problems))
+        return derived, left_behind
+
+    def _keep(
+        self, result: InstanceResult, history: History, decoder: Decoder, outcome: Outcome, verdict: str
+    ) -> Outcome:
+        """Write what was withheld where no program takes it for a picture, and its previews beside it."""
+        days = self.settings.keep_withheld
+        if days <= 0 and not self.settings.preview:
+            return outcome
+        kept = outcome
+        try:
+            derived, left_behind = self._derive(result, history, decoder, verdict)
+            target = self.settings.withheld_folder / f"{derived.SOPInstanceUID}{withheld.SUFFIX}"
+            if days > 0:
+                kept = replace(outcome, kept=str(target), left_behind=left_behind)
+                run = {"device": self.device, "engine": self.engine, "precision": self.precision}
+                withheld.keep(derived, result.path, target, kept, made=self.now, days=days, run=run)
+        except (DerivationError, InputError, UnsupportedInstanceError):
+            return outcome  # it could not be released either
+        _make_folder(target.parent)
+        result.write_previews(target)
+        return kept
 
     def _put(self, instance: Dataset, write: Callable[[], None]) -> Standing:
         """Write an object where it is not yet, or where it is damaged or to be overwritten; what was there before."""
@@ -337,7 +372,7 @@ class InstanceResult:
     def digest(self) -> str:
         """SHA-256 of the pixel bytes, in hex; call when all frames are there."""
         self._file.close()
-        self.seconds["enhance"] = round(time.monotonic() - self._started, 4)
+        self.seconds.setdefault("enhance", round(time.monotonic() - self._started, 4))
         return self._hash.hexdigest()
 
     def source_digest(self) -> str:

@@ -61,6 +61,8 @@ class History:
                 continue
             if entry.derived is not None and not self._stands(entry, source):
                 continue
+            if entry.result == "withheld" and not self._is_kept(entry):
+                continue
             try:
                 pixels = pixels or frames_digest(self._frames(member, source))
             except MedenhanceError:
@@ -111,6 +113,7 @@ class History:
             verdict=outcome.verdict,
             replaces=outcome.replaces,
             left_behind=outcome.left_behind,
+            kept=outcome.kept,
         )
         if derived is not None:
             entry = replace(
@@ -135,6 +138,12 @@ class History:
             return False
         known = derived.get("SOPInstanceUID"), recorded_digests(derived).get("header")
         return known == (entry.derived, entry.header) and is_whole(target, derived)
+
+    def _is_kept(self, entry: Entry) -> bool:
+        """Whether all of a withheld picture was kept that is asked for; one whose days are over need not be there."""
+        if entry.kept is None:
+            return self._settings.keep_withheld <= 0 and not self._settings.preview
+        return not self._settings.preview or Path(entry.kept).with_suffix(".png").exists()
 
     def _frames(self, member: Member, source: Dataset) -> Iterator[NDArray[Any]]:
         path = member.located.path

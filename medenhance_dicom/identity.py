@@ -52,7 +52,7 @@ Series Instance UID is in it: it stands for the source's."""
 
 _MARKED = ("recipe", "weights", "guide", "pixels", "source", "header", "object")
 _DIGEST = re.compile(rf"\b({'|'.join(_MARKED)}) sha256:([0-9a-f]{{64}})(?![0-9a-f])")
-_MARK = re.compile(r"(?:^|; )(rule|blended) ([0-9]+|yes)(?=;|$)")
+_MARK = re.compile(r"(?:^|; )(rule|blended|released) ([0-9]+|yes)(?=;|$)")
 _OBJECT = re.compile(r"; object sha256:[0-9a-f]{64}(?![0-9a-f])")
 _PIXELS = 0x7FE00000
 _LEFT_OUT = object()
@@ -82,6 +82,15 @@ def derived_series_uid(source: Dataset, digests: Mapping[str, str]) -> str:
     ]
     method = (digests.get("recipe", ""), digests.get("weights", ""), digests.get("guide", ""))
     return derived_uid("series", str(METHOD_VERSION), str(uid), *method, *said)
+
+
+def released_series_uid(derived_series: str) -> str:
+    """Series Instance UID of what a person released against the structure check: nothing else is in that series.
+
+    Args:
+        derived_series: As `derived_series_uid` gives it.
+    """
+    return derived_uid("released", derived_series)
 
 
 def derived_instance_uid(source_uid: str, digests: Mapping[str, str]) -> str:
@@ -228,7 +237,7 @@ def recorded_digests(derived: Dataset) -> dict[str, str]:
     """Name -> hex SHA-256, as our Contributing Equipment item records them; empty without such an item.
 
     `rule` is the version of the rule by which the UID was made, absent in objects of the first; `blended` is "yes"
-    where the gate gave pixels back to the source.
+    where the gate gave pixels back to the source, `released` where a person released what the gate withheld.
     """
     item = own_item(derived)
     if item is None:

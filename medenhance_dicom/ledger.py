@@ -55,6 +55,8 @@ class Entry:
     """SOP Instance UID of the derived object that it replaces."""
     left_behind: list[str] = field(default_factory=list)
     """What the derived object lacks, in words."""
+    kept: str | None = None
+    """Where what was withheld was kept."""
 
 
 @dataclass(frozen=True)

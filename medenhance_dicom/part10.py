@@ -505,7 +505,7 @@ def _settle(dataset: Dataset, little: bool, depth: int, left: list[int], limits:
 # ---------------------------------------------------------------- write
 
 
-def write_instance(derived: Dataset, pixels: Path, target: Path) -> None:
+def write_instance(derived: Dataset, pixels: Path, target: Path, *, before: bytes = b"") -> None:
     """Write an instance with its Pixel Data copied from a file, as Explicit VR Little Endian, all or nothing.
 
     The bytes go to `.<name>.<random>.part` beside the target, are flushed to disk, and take the target's name in one
@@ -516,6 +516,7 @@ def write_instance(derived: Dataset, pixels: Path, target: Path) -> None:
         derived: The data set without Pixel Data.
         pixels: Little endian frames, one after the other; the pad byte is added here.
         target: The file to be; its folders are made, an existing file is replaced.
+        before: Bytes in front, with which the file is no DICOM file.
 
     Raises:
         OutputError: The disk does not take it.
@@ -534,6 +535,7 @@ def write_instance(derived: Dataset, pixels: Path, target: Path) -> None:
     vr = b"OW" if derived.BitsAllocated > 8 else b"OB"
     element = struct.pack("<HH2sHL", _PIXEL_DATA >> 16, _PIXEL_DATA & 0xFFFF, vr, 0, length + length % 2)
     with _put_in_place(target) as sink, pixels.open("rb") as source:
+        sink.write(before)
         sink.write(header.getbuffer())
         sink.write(element)
         shutil.copyfileobj(source, sink, _MIB)

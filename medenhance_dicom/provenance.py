@@ -213,7 +213,7 @@ def contribution_description(provenance: Provenance, marks: dict[str, str], reco
     """
     words = [f"{name} {word}" for name, word in marks.items()]
     listed = "; ".join(words + [f"{name} sha256:{digest}" for name, digest in recorded.items()])
-    room = _ST - len(listed) - 2 - len(f"; object sha256:{'0' * 64}")
+    room = _ST - len(listed) - 2 - len(f"; released yes; object sha256:{'0' * 64}")
     return f"{_plain(provenance.parameters or f'recipe {provenance.recipe}', room)}; {listed}"
 
 

@@ -16,7 +16,8 @@ from typing import IO, Any, Literal
 from medenhance_dicom import __version__
 from medenhance_dicom.errors import OutputError
 
-Result = Literal["enhanced", "warned", "withheld", "skipped", "failed"]
+Result = Literal["enhanced", "warned", "withheld", "released", "skipped", "failed"]
+"""released: withheld, and then released by a person (`releasing`)."""
 
 SCHEMA = "medenhance-dicom/run-report/3"
 UNREADABLE = "UNREADABLE"
@@ -54,6 +55,8 @@ class Outcome:
     """SOP Instance UID of the derived object that this one stands for now, since the source was corrected."""
     left_behind: list[str] = field(default_factory=list)
     """What the source has and the derived object lacks, in words; see `left_behind`."""
+    kept: str | None = None
+    """Path of the withheld picture, which no DICOM program reads; see `withheld`."""
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -64,7 +67,7 @@ def exit_code(counts: Mapping[str, int], *, unreadable: int = 0) -> int:
         counts: Outcomes by result.
         unreadable: How many of the failed ones could not be read at all.
     """
-    done = counts.get("enhanced", 0) + counts.get("warned", 0)
+    done = sum(counts.get(result, 0) for result in ("enhanced", "warned", "released"))
     withheld, failed = counts.get("withheld", 0), counts.get("failed", 0)
     if failed:
         if done or withheld:

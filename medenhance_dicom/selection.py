@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydicom.datadict import dictionary_description, dictionary_has_tag
 from pydicom.uid import UID
 
-from medenhance_dicom import frames
+from medenhance_dicom import frames, withheld
 from medenhance_dicom.conflicts import patient_of, without_conflicts
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, RecipeError, UnreadableInstanceError, UnsupportedInstanceError
@@ -55,6 +55,10 @@ class Settings:
     """PNGs beside each instance: before and after, and where the structure check objects."""
     structured_report: bool = False
     """A TID 1500 report on each derived instance."""
+    keep_withheld: float = 30.0
+    """Days for which what the gate withheld is kept, to be looked at; 0: it is not."""
+    withheld: Path | None = None
+    """Where; None: the folder `withheld` of the output."""
     overwrite: bool = False
     """Do everything anew, whatever stands there."""
     ledger: Path | None = None
@@ -62,6 +66,11 @@ class Settings:
     sign_key: Path | None = None
     """Site key, or a folder whose last one signs the derived objects; None: they are not signed."""
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def withheld_folder(self) -> Path:
+        """Where what the gate withheld is kept."""
+        return self.withheld or self.output / withheld.FOLDER
 
 
 def read_members(

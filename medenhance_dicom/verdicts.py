@@ -9,12 +9,13 @@ from typing import Any
 
 from medenhance_dicom.gate import NOT_CALIBRATED, FrameScores, Thresholds, Verdict
 
-__all__ = ["MOST_OBJECTIONS", "Blending", "excess_of", "in_words", "settled", "values_of"]
+__all__ = ["MOST_OBJECTIONS", "WITHHELD", "Blending", "excess_of", "in_words", "settled", "values_of"]
 
 MOST_OBJECTIONS = 64
 """Objections that a report lists; beyond these they are counted."""
 
 LASSIM = "lassim"
+WITHHELD = "the picture was withheld"
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def in_words(verdict: Verdict, values: dict[str, Any]) -> str:
     if verdict.lassim is None:
         sentences = ["Structure check not possible" + (", frames below 7 x 7 pixels." if not verdict.passed else ".")]
     elif not verdict.passed:
-        sentences = [f"Structure check failed and was overruled ({values['mode']}){lassim}{_worst_in_words(values)}."]
+        done = WITHHELD if verdict.outcome == "withheld" else f"was overruled ({values['mode']})"
+        sentences = [f"Structure check failed and {done}{lassim}{_worst_in_words(values)}."]
     else:
         warned = values["objections_total"] or NOT_CALIBRATED in (verdict.reason or "")
         warning = " with a warning" if warned else ""

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -485,6 +486,40 @@ def test_why_tells_what_happened_in_sentences(control, enhanced):
     assert said[-1] == "Its files stay here until retention removes them."
     assert not control.cancel(JOB)
     assert control.retry(JOB) == []
+
+
+def test_what_was_withheld_is_named_kept_beside_the_jobs_and_goes_after_its_days(tmp_path, samples, monkeypatch):
+    from medenhance_dicom import selection
+    from medenhance_dicom.node.settings import Enhancing as Options
+
+    strict = [
+        r.model_copy(update={"gate": r.gate.model_copy(update={"minimum": 1.0})}) for r in selection.load_recipes()
+    ]
+    monkeypatch.setattr(selection, "load_recipes", lambda: strict)
+    node = Node(tmp_path, instances=0, rules=())
+    shutil.copy(samples / "study" / "us-abdomen.dcm", node.folder / "source" / "k.0.dcm")
+    node.settings = node.settings.model_copy(update={"enhance": Options(device="cpu")})
+    node.restart()
+    node.drive()
+    control = Control(node.settings, clock=lambda: node.now)
+    try:
+        control.jobs.enqueue(JOB)
+        (shown,) = control.show(JOB)["withheld"]
+        said = control.why(JOB)
+        kept = node.settings.store / "withheld" / JOB / Path(shown["kept"]).name
+        assert shown["kept"] == str(kept)
+        assert kept.is_file()
+        assert shown["reason"].startswith("LASSIM: structure changed")
+        assert f"k.0.dcm was withheld: {shown['reason']}." in said
+        assert f"Look at it: `medenhance-dicom compare {shown['source']} {kept} --html PAGE`." in said
+        assert node.network.got.keys() <= {"archive"}  # nothing derived is there to be sent
+        spool, retention = Spool(node.settings.store), Retention(keep_days=1000)
+        for days, there in ((29, True), (31, False)):
+            sweep(spool, control.jobs, node.work.audit, retention, now=node.now + days * 86400)
+            assert kept.parent.exists() == there
+        assert control.show(JOB)["withheld"] == [shown | {"kept": None}]
+    finally:
+        control.close()
 
 
 def test_list_and_show(control, enhanced):

@@ -466,7 +466,7 @@ class Sampling:
     def _enhancement(self) -> Any:
         from medenhance_dicom.enhance import Enhancement
 
-        return Enhancement(settings_of(self._plan.options), now=self._now)
+        return Enhancement(replace(settings_of(self._plan.options), keep_withheld=0.0), now=self._now)
 
     def _machine(self) -> dict[str, Any]:
         run = self._enhancement

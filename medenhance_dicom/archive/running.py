@@ -38,6 +38,7 @@ from medenhance_dicom.node.control import database_of
 from medenhance_dicom.node.delivering import TO
 from medenhance_dicom.node.fetching import groups_of, places_of
 from medenhance_dicom.node.jobfolder import ARCHIVE, flush, read_whole, write_whole
+from medenhance_dicom.node.retention import drop_withheld
 from medenhance_dicom.node.settings import NodeSettings, load_settings
 from medenhance_dicom.node.sources import on_disks
 from medenhance_dicom.node.trail import open_trail
@@ -186,6 +187,7 @@ class Coordinator:
             ConfigurationError: So many jobs have failed in a row that the rest would, too.
         """
         self._took_up()
+        drop_withheld(self._store.parent, self._clock())
         self.plan.note("begun", host=socket.gethostname(), workers=self.request.workers)
         self._audit.append("archive run began", plan=str(self.plan.folder))
         try:
@@ -681,6 +683,7 @@ def own_config(plan: Path) -> Path:
             "# The queue of this plan; `medenhance-dicom jobs list -c` and `medenhance-dicom worker` take this file.\n"
             'store = "store"\n\n[work]\nattempts = 5\nfirst_pause = 2.0\nlongest_pause = 60.0\n'
             '# database = "postgresql://user@host/name"  # for workers on other hosts that share this folder\n'
+            "\n[retention]\nkeep_withheld_days = 0  # for what the gate withholds, in store/withheld; it takes room\n"
         )
         try:
             path.write_text(text)

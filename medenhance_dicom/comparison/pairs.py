@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from medenhance_dicom.series import Member, Series
 from medenhance_dicom.sop_classes import OPT_INS
 from medenhance_dicom.unit_frames import SeriesIntensity, unit_frames
 from medenhance_dicom.verify import source_uid
+from medenhance_dicom.withheld import FOLDER, is_kept, unpack
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -87,7 +89,7 @@ class Pairs:
     def __init__(self, source: Path, derived: Path, settings: Settings, scratch: Path, decoder: Decoder) -> None:
         self.settings, self.decoder = settings, decoder
         self._recipes = recipes_of(settings)
-        self._derived = list(find_instances([derived], scratch))
+        self._derived = list(_derived(derived, scratch))
         located = list(find_instances([source], scratch))
         self._pictures = {Path(x.name).stem: x for x in located if _is_picture(x.path)}
         self._sources: dict[str, _Source] = {}
@@ -204,6 +206,17 @@ def open_pairs(source: Path, derived: Path, *, recipe: str = "auto", weights: st
     settings = Settings(recipe=recipe, weights=weights, allow=OPT_INS)
     with tempfile.TemporaryDirectory(prefix="medenhance-") as folder, Decoder(limits=settings.limits) as decoder:
         yield Pairs(source, derived, settings, Path(folder), decoder)
+
+
+def _derived(path: Path, scratch: Path) -> Iterator[Located]:
+    """What is below a path; what the gate withheld, and was kept, only where a person names it or its folder."""
+    for located in find_instances([path], scratch):
+        if not is_kept(located.path):
+            yield located
+        elif path.is_file() or path.name == FOLDER:
+            whole = scratch / f"{secrets.token_hex(8)}.kept"
+            unpack(located.path, whole)
+            yield Located(whole, located.name)
 
 
 def _picture_frames(source: Path, derived: Path) -> Iterator[FramePair]:

@@ -65,7 +65,7 @@ def jobs_show(job: JobId, config: ConfigOption = DEFAULT_CONFIG, json: Json = Fa
         print_json(found)
         return
     for name, value in found.items():
-        if name not in ("stages", "destinations"):
+        if name not in ("stages", "destinations", "withheld"):
             shown = ", ".join(f"{n} {what}" for what, n in value.items()) if isinstance(value, dict) else value
             typer.echo(f"{name:14}{'' if shown is None else shown}")
     table(
@@ -75,6 +75,8 @@ def jobs_show(job: JobId, config: ConfigOption = DEFAULT_CONFIG, json: Json = Fa
         columns = ("sent", "refused", "committed", "failures", "finished")
         rows = ([name, *(had[column] for column in columns)] for name, had in found["destinations"].items())
         table(("destination", *columns), rows)
+    if found["withheld"]:
+        table(("withheld", "kept", "why"), ([w["source"], w["kept"], w["reason"]] for w in found["withheld"]))
 
 
 @jobs_app.command("why")

@@ -30,6 +30,8 @@ _GIVEN_UP = "given_up"
 """Folder of a cancelled job that its `source` is moved into. What is in `source` the node holds, or makes it so at its
 start: then a sender's next try would be answered with success and make no job."""
 _STEP_SECONDS = 5.0
+_MOST_WITHHELD = 8
+"""That `why` names one by one."""
 
 
 def database_of(settings: NodeSettings) -> str:
@@ -78,7 +80,8 @@ class Control:
                 "failures": ledger.failures + ledger.commit_failures, "finished": ledger.finished,
             }  # fmt: skip
         return self._summary(state) | {
-            "stages": stages, "counts": ended.get("counts", {}), "destinations": destinations, "folder": str(folder)
+            "stages": stages, "counts": ended.get("counts", {}), "destinations": destinations, "folder": str(folder),
+            "withheld": _withheld(folder),
         }  # fmt: skip
 
     def why(self, job: str) -> list[str]:
@@ -101,6 +104,7 @@ class Control:
             sentences.append("No rule sends it anywhere.")
         events = self._audit.events(state.job)
         sentences += [said for event in events if (said := _happened(event)) is not None]
+        sentences += _why_withheld(_withheld(folder), state.job)
         if conflicts := self._conflicts(folder):
             sentences.append(
                 f"{conflicts} instances came again with other bytes; those are in conflicts/, and not sent."
@@ -291,6 +295,24 @@ def _originals(folder: Path) -> list[Path]:
 
 def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _withheld(folder: Path) -> list[dict[str, Any]]:
+    """What the gate withheld: `source`, `reason`, and `kept`, a file; None: not kept, or no longer."""
+    report = read_whole(folder / "run_report.json") or {"outcomes": []}
+    found = [outcome for outcome in report["outcomes"] if outcome["result"] == "withheld"]
+    files = [outcome.get("kept") for outcome in found]
+    there = [file if file and Path(file).exists() else None for file in files]
+    return [{"source": o["source"], "kept": file, "reason": o["reason"]} for o, file in zip(found, there, strict=True)]
+
+
+def _why_withheld(withheld: list[dict[str, Any]], job: str) -> list[str]:
+    said = [f"{Path(one['source']).name} was withheld: {one['reason']}." for one in withheld[:_MOST_WITHHELD]]
+    if len(withheld) > _MOST_WITHHELD:
+        said.append(f"{len(withheld) - _MOST_WITHHELD} more were withheld; `jobs show {job[:8]}` names all.")
+    if look := next((one for one in withheld if one["kept"]), None):
+        said.append(f"Look at it: `medenhance-dicom compare {look['source']} {look['kept']} --html PAGE`.")
+    return said
 
 
 def _received(facts: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from medenhance_dicom.node.delivery import pause_after
 from medenhance_dicom.node.jobfolder import flush, read_lines, said, write_lines
 from medenhance_dicom.node.settings import Enhancing as EnhanceTable
 from medenhance_dicom.node.settings import NodeSettings
+from medenhance_dicom.withheld import FOLDER
 
 if TYPE_CHECKING:
     from medenhance_dicom.decoding import Decoder
@@ -160,7 +161,7 @@ class Enhancing:
         from medenhance_dicom.report import RunReport
 
         first = settings.enhance not in self._enhancements
-        run = self._enhancement_for(settings, folder / "derived", made=made)
+        run = self._enhancement_for(settings, folder / "derived", folder.name, made=made)
         report = RunReport(
             folder / "run_report.json", started=self._now(), device=run.device, engine=run.engine,
             precision=run.precision,
@@ -189,7 +190,7 @@ class Enhancing:
             gc.freeze()
         return dict(counts), derived
 
-    def _enhancement_for(self, settings: NodeSettings, output: Path, *, made: float) -> Enhancement:
+    def _enhancement_for(self, settings: NodeSettings, output: Path, job: str, *, made: float) -> Enhancement:
         """The process's Enhancement of these options, so that weights load once; the last few are kept."""
         from medenhance_dicom.enhance import Enhancement
 
@@ -199,7 +200,11 @@ class Enhancing:
         self._enhancements[asked] = run
         while len(self._enhancements) > _KEPT:
             del self._enhancements[next(iter(self._enhancements))]
-        run.settings, run.now = replace(run.settings, output=output, ledger=settings.store / LEDGER), now
+        days, kept = settings.retention.keep_withheld_days, settings.store / FOLDER / job
+        run.settings = replace(
+            run.settings, output=output, ledger=settings.store / LEDGER, keep_withheld=days, withheld=kept
+        )
+        run.now = now
         return run
 
     def _is_last_attempt(self, folder: Path, settings: NodeSettings) -> bool:

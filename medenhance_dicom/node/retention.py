@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from medenhance_dicom.jobs import Jobs
 from medenhance_dicom.node.jobfolder import ARCHIVE, bytes_in, flush, read_lines, read_whole
 from medenhance_dicom.node.settings import Retention
 from medenhance_dicom.node.spool import SealedSeries, Spool
+from medenhance_dicom.withheld import FOLDER, drop_expired
 
 _DAY = 86400.0
 _OLD_PART = 3600.0
@@ -57,6 +59,7 @@ def sweep(spool: Spool, jobs: Jobs, audit: Audit, retention: Retention, *, now: 
         OSError: The disk does not take it.
     """
     drop_parts(spool.store, now)
+    drop_withheld(spool.store, now)
     folders = {path.name: path for path in (spool.store / "jobs").iterdir() if path.is_dir()}
     kept = []
     for name, folder in folders.items():
@@ -74,11 +77,18 @@ def sweep(spool: Spool, jobs: Jobs, audit: Audit, retention: Retention, *, now: 
 def drop_parts(store: Path, now: float) -> None:
     """Remove what killed processes left of files that they were writing; one that is being written is young."""
     jobs = [f"{folder}/*/{inside}.*.part" for folder in ("jobs", ARCHIVE) for inside in ("", "derived/*/*/")]
-    for pattern in (*jobs, "commitments/.*.part", "commitments/asked/.*.part"):
+    for pattern in (*jobs, "commitments/.*.part", "commitments/asked/.*.part", f"{FOLDER}/*/.*.part"):
         for part in store.glob(pattern):
             with contextlib.suppress(FileNotFoundError):
                 if abs(now - part.stat().st_mtime) > _OLD_PART:
                     part.unlink()
+
+
+def drop_withheld(store: Path, now: float) -> None:
+    """Remove what the gate withheld and was kept long enough."""
+    for path in drop_expired(store / FOLDER, now=datetime.fromtimestamp(now, UTC)):
+        with contextlib.suppress(OSError):  # others of the job are there yet
+            path.parent.rmdir()
 
 
 def _remove(folder: Path, spool: Spool) -> None:

@@ -197,6 +197,8 @@ class Retention(_Table):
     keep_days: Annotated[float, Field(ge=0)] = 7.0
     maximum_bytes: Annotated[int, Field(gt=0)] | None = None
     """Disk budget: the oldest finished jobs go first; unfinished work is never removed."""
+    keep_withheld_days: Annotated[float, Field(ge=0)] = 30.0
+    """For what the gate withheld, in STORE/withheld/JOB: to be looked at, and released by a person; 0: not kept."""
 
 
 class AuditTrail(_Table):
