@@ -51,6 +51,7 @@ ARCHIVE_FACTS: Mapping[int, Fact] = {
     0x00080060: Fact("Modality"),
     0x00080070: Fact("Manufacturer"),
     0x00081090: Fact("ManufacturerModelName"),
+    0x00100020: Fact("PatientID"),
     0x0020000D: Fact("StudyInstanceUID"),
     0x0020000E: Fact("SeriesInstanceUID"),
     0x00280008: Fact("NumberOfFrames"),

@@ -264,6 +264,26 @@ def test_an_answer_that_says_something_else_is_new_work(plan):
             finish(plan, series)
 
 
+def test_conflicts_of_a_series_are_tried_again_when_one_of_it_is_corrected(plan):
+    walk(plan, ARCHIVE[:2])
+    choose(plan)
+    [series] = plan.open_series()
+    finish(plan, series, "failed", reason="CONFLICT: PatientName differs between instances of one Series Instance UID")
+    walk(plan, ARCHIVE[:2])
+    assert open_now(plan) == []
+    walk(plan, [ARCHIVE[0], found(0, 1, stamp="2", header="corrected")])
+    assert open_now(plan) == ["/a/0/0", "/a/0/1"]
+
+
+def test_somebody_else_in_a_series_has_it_judged_again(done):
+    items = [found(series, n, PatientID="1") for series in range(3) for n in range(2)]
+    assert [done.patients(series) for series in (1, 2, 3)] == [1, 1, 1]  # nobody's, all of them
+    walk(done, [found(0, 0), found(0, 2, PatientID="2"), *items[2:]])
+    assert done.counts()["series"] == {"chosen": 2, "new": 1}
+    assert [series.id for series in done.new_series()] == [1]
+    assert done.patients(1) == 2
+
+
 def test_what_is_corrected_while_it_is_worked_on_is_done_again(plan):
     walk(plan, ARCHIVE[:2])
     choose(plan)

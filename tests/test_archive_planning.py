@@ -71,6 +71,19 @@ def test_every_series_has_a_method_or_a_reason(plan, archive):
     assert planning.make_plan(plan) == planning.Judged()  # nothing is new
 
 
+def test_two_patients_in_one_series_are_refused_by_name_until_that_is_corrected(plan, archive):
+    planning.make_plan(plan)
+    more = {"SeriesInstanceUID": "1.2.826.0.1.9999.2.1", "SOPInstanceUID": "1.2.826.0.1.9999.3.1.9"}
+    make_file(archive / "1" / "9.dcm", "US", PatientID="another", **more)
+    assert planning.make_plan(plan) == planning.Judged(left_out=1)
+    reasons = {one["file"]: one["reason"] for one in reporting.files(plan)}
+    for name in ("0", "1", "9"):
+        said = "CONFLICT: PatientID differs between instances of one Series Instance UID"
+        assert reasons[str(archive / "1" / f"{name}.dcm")] in (said, "DUPLICATE")
+    make_file(archive / "1" / "9.dcm", "US", **more)
+    assert planning.make_plan(plan) == planning.Judged(chosen=1)
+
+
 def test_a_series_that_was_left_out_is_judged_again_when_more_of_it_is_there(plan, archive):
     planning.make_plan(plan)
     more = archive / "4" / "2.dcm"

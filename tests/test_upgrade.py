@@ -83,9 +83,9 @@ def bytes_of(folder):
 
 
 def test_derived_objects_of_an_earlier_release_are_ours_and_whole(old):
-    sources = {str(read_instance(path).SOPInstanceUID): path for path in (old / "objects" / "source").iterdir()}
+    sources = {str(read_instance(path).SOPInstanceUID): [path] for path in (old / "objects" / "source").iterdir()}
     derived = sorted((old / "objects" / "derived").rglob("*.dcm"))
-    images = {str(read_instance(path).SOPInstanceUID): path for path in derived}
+    images = {str(read_instance(path).SOPInstanceUID): [path] for path in derived}
     assert len(derived) == 8
     for path in derived:
         assert check_file(path, sources | images) == [], path

@@ -57,7 +57,8 @@ CREATE TABLE series (
     instances INTEGER NOT NULL DEFAULT 0, bytes INTEGER NOT NULL DEFAULT 0, frames INTEGER NOT NULL DEFAULT 0,
     pixels INTEGER NOT NULL DEFAULT 0,
     state TEXT NOT NULL DEFAULT 'new', reason TEXT, method TEXT,
-    open INTEGER NOT NULL DEFAULT 0     -- chosen, and has instances without a result under its method
+    open INTEGER NOT NULL DEFAULT 0,    -- chosen, and has instances without a result under its method
+    patient TEXT                        -- of the instance that was found first
 );
 CREATE INDEX series_new ON series (id) WHERE state = 'new';
 CREATE INDEX series_open ON series (id) WHERE open = 1;
@@ -67,6 +68,7 @@ CREATE TABLE instance (
     frames INTEGER NOT NULL, pixels INTEGER NOT NULL,
     scan INTEGER NOT NULL,              -- the walk that saw it last; older than source.ended: it is gone
     header TEXT,                        -- of `Found`; NULL: found by version 1, and not read since
+    patient TEXT,                       -- digest of the Patient ID; NULL: not known
     UNIQUE (source, locator)
 );
 CREATE INDEX instance_series ON instance (series, key);
@@ -264,8 +266,9 @@ class Plan:
         """From version 1. Returns: the version that it has now."""
         self._db.execute("BEGIN IMMEDIATE")
         if self._db.execute("PRAGMA user_version").fetchone()[0] == 1:  # no other process was faster
-            for table in ("instance", "done"):
-                self._db.execute(f"ALTER TABLE {table} ADD COLUMN header TEXT")
+            for column in ("instance ADD COLUMN header", "instance ADD COLUMN patient", "done ADD COLUMN header",
+                           "series ADD COLUMN patient"):  # fmt: skip
+                self._db.execute(f"ALTER TABLE {column} TEXT")
             for statement in filter(str.strip, _CORRECTED.split(";")):
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA user_version={VERSION}")
@@ -354,6 +357,16 @@ class Plan:
     def representatives(self, series: int) -> list[InstanceRow]:
         """One instance for each SOP class of a series, those that are there."""
         return self._instances("i.series = ? AND i.scan >= s.ended GROUP BY i.sop_class", series)
+
+    def patients(self, series: int) -> int:
+        """How many Patient IDs the instances of a series have that are there; one that is empty counts, too."""
+        row = self._one(
+            "SELECT COUNT(DISTINCT patient) FROM (SELECT MAX(i.id), i.patient FROM instance i "
+            "JOIN source s ON s.id = i.source WHERE i.series = ? AND i.scan >= s.ended GROUP BY i.key)",
+            series,
+        )
+        assert row is not None
+        return int(row[0])
 
     def choose(self, series: int, method: Method) -> None:
         """Have a series enhanced by a method; what has a result under it is not done again."""
@@ -726,6 +739,7 @@ class Scan:
         study, series_uid, sop_instance = uids
         series = plan._series_id(study, series_uid, facts)
         key = instance_key(study, series_uid, sop_instance)
+        patient = _patient(facts.get("PatientID", ""))
         frames = _number(facts.get("NumberOfFrames"), 1)
         pixels = frames * _number(facts.get("Rows"), 0) * _number(facts.get("Columns"), 0)
         before = db.execute(
@@ -738,18 +752,24 @@ class Scan:
             db.execute("DELETE FROM instance WHERE source = ? AND locator = ?", (self._source, found.locator))
         db.execute(
             "INSERT INTO instance (source, locator, size, stamp, series, key, sop_instance, sop_class, frames, pixels, "
-            "scan, header) VALUES (?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (source, locator) DO UPDATE SET "
+            "scan, header, patient) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT (source, locator) DO UPDATE SET "
             "size = excluded.size, stamp = excluded.stamp, series = excluded.series, key = excluded.key, "
             "sop_instance = excluded.sop_instance, sop_class = excluded.sop_class, frames = excluded.frames, "
-            "pixels = excluded.pixels, scan = excluded.scan, header = excluded.header",
+            "pixels = excluded.pixels, scan = excluded.scan, header = excluded.header, "
+            "patient = excluded.patient",
             (self._source, found.locator, found.size, found.stamp, series, key, sop_instance,
-             facts.get("SOPClassUID", ""), frames, pixels, self._number, found.header),
+             facts.get("SOPClassUID", ""), frames, pixels, self._number, found.header, patient),
         )  # fmt: skip
-        # One more, or another than before: there may now be something in it that can be enhanced.
-        db.execute("UPDATE series SET state = 'new' WHERE id = ? AND state = 'left out'", (series,))
+        # One more, or another than before: there may now be something in it that can be enhanced, or somebody else.
+        db.execute(
+            "UPDATE series SET state = 'new', open = 0 WHERE id = ? AND (state = 'left out' OR patient <> ?)",
+            (series, patient),
+        )
+        db.execute("UPDATE series SET patient = ? WHERE id = ? AND patient IS NULL", (patient, series))
         corrected = self._is_corrected(key, found.header, changed=before is not None and not before[3])
-        if corrected:  # what it says now may ask for another method
+        if corrected:  # what it says now may ask for another method, and be no conflict any more
             db.execute("UPDATE series SET state = 'new', open = 0 WHERE id = ?", (series,))
+            db.execute("DELETE FROM done WHERE series = ? AND reason LIKE 'CONFLICT%'", (series,))
         if before is None and not twice:
             db.execute(
                 "UPDATE series SET instances = instances + 1, bytes = bytes + ?, frames = frames + ?, "
@@ -797,6 +817,11 @@ def _make(folder: Path, path: Path) -> None:
         part.replace(path)
     except (OSError, sqlite3.Error) as error:
         raise OutputError(f"{folder}: {error}") from error
+
+
+def _patient(text: str) -> str | None:
+    """A digest that does not tell who that is; None where two programs may read it in two ways."""
+    return digest_of("patient", text)[:16] if text.isascii() else None
 
 
 def _number(text: str | None, otherwise: int) -> int:

@@ -228,6 +228,8 @@ class _Judge:
 
     def method(self, series: SeriesRow) -> Method | str:
         """The method of a series, or the reason why there is none."""
+        if self._plan.patients(series.id) > 1:
+            return "CONFLICT: PatientID differs between instances of one Series Instance UID"
         methods: list[Method] = []
         reasons: list[str] = []
         for row in self._plan.representatives(series.id):

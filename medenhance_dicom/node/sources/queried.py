@@ -19,7 +19,7 @@ STUDY_FACTS = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "Ac
 """Asked for to see corrections; a plan keeps a digest of them and not the values."""
 SERIES_FACTS = ("Modality", "Manufacturer", "ManufacturerModelName")
 INSTANCE_FACTS = ("SOPClassUID", "NumberOfFrames", "Rows", "Columns")
-_FACTS = {*UNIQUE, *SERIES_FACTS, *INSTANCE_FACTS}
+_FACTS = {*UNIQUE, *SERIES_FACTS, *INSTANCE_FACTS, "PatientID"}
 _SAID = _FACTS | set(STUDY_FACTS)
 _SERIES_KEYS = {
     *(SERIES, *SERIES_FACTS, "SeriesNumber", "SeriesDescription", "SeriesDate", "SeriesTime", "BodyPartExamined"),
