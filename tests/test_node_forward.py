@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import time
+import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
@@ -20,6 +22,7 @@ from pydicom.uid import (
 )
 from pynetdicom import evt
 
+from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import PeerError, UnsupportedInstanceError
 from medenhance_dicom.node import wire
 from medenhance_dicom.node.forward import is_stored, send_files
@@ -27,6 +30,7 @@ from medenhance_dicom.node.settings import Destination
 from medenhance_dicom.node.transcode import targets_of, transcode
 from medenhance_dicom.node.wire import STORAGE_CLASSES, TRANSFER_SYNTAXES, SendQueue, accepted_context
 from tests.dicom_peers import dcmtk, destination, in_own_network, listen, running
+from tests.streams import write as write_stream
 
 EXPLICIT, IMPLICIT = str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -261,6 +265,27 @@ def test_that_it_was_compressed_with_loss_is_not_forgotten(tmp_path):
     assert (after.LossyImageCompression, after.LossyImageCompressionMethod) == ("01", "ISO_10918_1")
     transcode(pydicom_file("JPEG-LL.dcm"), tmp_path / "lossless.dcm", EXPLICIT)
     assert "LossyImageCompressionMethod" not in pydicom.dcmread(tmp_path / "lossless.dcm")
+
+
+_GRAY = np.random.default_rng(3).integers(0, 4096, (24, 20)).astype(np.uint16)
+
+
+def test_new_syntaxes_are_rewritten_and_only_a_proven_loss_is_entered(tmp_path):
+    before, after = tmp_path / "before.dcm", tmp_path / "after.dcm"
+    with Decoder() as decoder:
+        for syntax, frame, lossy in (
+            (".1.98", _GRAY.tobytes(), None),
+            (".8.1", zlib.compress(_GRAY.tobytes(), wbits=-15), None),
+            (".4.81", bytes(imagecodecs.jpegls_encode(_GRAY)), None),
+            (".4.203", bytes(imagecodecs.htj2k_encode(_GRAY, reversible=True)), None),
+            (".4.81", bytes(imagecodecs.jpegls_encode(_GRAY, level=2)), "ISO_14495_1"),
+        ):
+            write_stream(before, [frame], syntax, _GRAY, bits=12)
+            after.unlink(missing_ok=True)
+            transcode(before, after, EXPLICIT, decoder)
+            rewritten = pydicom.dcmread(after)
+            off = np.abs(rewritten.pixel_array.astype(int) - _GRAY).max()
+            assert (off, rewritten.get("LossyImageCompressionMethod")) == (2 if lossy else 0, lossy), syntax
 
 
 @pytest.mark.slow
