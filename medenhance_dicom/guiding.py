@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,20 @@ from medenhance_dicom.guides import (
     load_guide,
     read_picture,
 )
-from medenhance_dicom.manifest import load_manifest
+from medenhance_dicom.manifest import Manifest, load_manifest
 from medenhance_dicom.part10 import read_instance
 from medenhance_dicom.prepare import prepare_recipe
 from medenhance_dicom.recipe import EnhancerRecipe, Recipe, ResolutionRecipe, load_recipes
 from medenhance_dicom.report import UNREADABLE, Outcome
-from medenhance_dicom.selection import Settings, choose_recipes, outcome_of, read_members, recipes_of
+from medenhance_dicom.selection import (
+    Settings,
+    choose_recipes,
+    facts_of,
+    outcome_of,
+    read_members,
+    recipes_of,
+    weights_wrong_kind,
+)
 from medenhance_dicom.series import Member
 from medenhance_dicom.unit_frames import SeriesIntensity, unit_frame
 
@@ -47,6 +55,8 @@ class Picture:
     modality: str | None = None
     recipe: Recipe | None = None
     """What `enhance` would take; None for a picture that is not DICOM."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """By which weights are for it or not; empty for a picture that is not DICOM."""
 
 
 def read_pictures(paths: Iterable[Path], settings: Settings) -> Iterator[Picture | Outcome]:
@@ -90,7 +100,8 @@ def _picture(member: Member, maps: SeriesIntensity, recipe: Recipe) -> Picture:
 
     instance = read_instance(member.located.path, limits=maps.limits)
     frame = unit_frame(member, instance, frames.pixel_format(instance), 0, maps, region)
-    return Picture(member.located.name, frame.unit, frame.enhance_here, instance.get("Modality"), recipe)
+    facts = facts_of(member.instance)
+    return Picture(member.located.name, frame.unit, frame.enhance_here, instance.get("Modality"), recipe, facts)
 
 
 def make_guide(
@@ -118,13 +129,14 @@ def make_guide(
     Raises:
         InputError: A file cannot be read, and a guide of only some of the pictures would not be what was asked for.
         ModelError: See `guides.encode_guide`.
-        RecipeError: The field is not given, and the files do not say one.
+        RecipeError: The field is not given, and the files do not say one; the weights are not for a DICOM file.
     """
     manifest = load_manifest()
     manifest.entry(weights)
     pictures = []
     for item in read_pictures(paths, Settings()):
         if isinstance(item, Picture):
+            _require_kind(item, weights, manifest)
             pictures.append(item)
         elif item.result == "failed":
             raise InputError(f"{item.source}: {item.reason}")
@@ -157,7 +169,7 @@ def guide_influence(path: Path, weights: str | None = None, *, device: str = "au
     Raises:
         InputError: The file cannot be read.
         ModelError: No guide fits the weights, or one is altered.
-        RecipeError: It is not clear which weights are meant, or they take no guide.
+        RecipeError: It is not clear which weights are meant, they take no guide, or they are not for the DICOM file.
     """
     manifest = load_manifest()
     picture = next(iter(read_pictures([path], Settings())), None)
@@ -169,6 +181,7 @@ def guide_influence(path: Path, weights: str | None = None, *, device: str = "au
         weights = of_recipe if of_recipe in guided else guided[0] if len(guided) == 1 else None
     if weights is None or not manifest.entry(weights).takes_guide:
         raise RecipeError(f"name weights that take a guide with --weights: {', '.join(guided) or 'there are none'}")
+    _require_kind(picture, weights, manifest)
     entry = manifest.entry(weights)
     fitting = [guide for guide in map(load_guide, find_guides().values()) if guide.fits(entry)]
     if not fitting:
@@ -180,6 +193,11 @@ def guide_influence(path: Path, weights: str | None = None, *, device: str = "au
         outputs[guide.key] = prepared.enhance_picture(picture.unit)
         inside = picture.inside & prepared.region(picture.unit, None)
     return weights, influence(outputs, inside)
+
+
+def _require_kind(picture: Picture, weights: str, manifest: Manifest) -> None:
+    if picture.facts and (wrong := weights_wrong_kind(weights, picture.facts, manifest)):
+        raise RecipeError(f"{picture.name}: {wrong}")
 
 
 def _recipe_for(weights: str, working_size: int | None, fitting: Recipe | None) -> Recipe:

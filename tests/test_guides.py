@@ -50,7 +50,8 @@ from medenhance_dicom.prepare import prepare_recipe
 from medenhance_dicom.provenance import Provenance
 from medenhance_dicom.recipe import Recipe
 from medenhance_dicom.selection import Settings, plan
-from medenhance_dicom.verify import assert_derived, verify_files
+from medenhance_dicom.verification.files import verify_files
+from medenhance_dicom.verify import assert_derived
 from tests import synthetic
 
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
@@ -469,7 +470,7 @@ def test_from_a_picture_to_the_tags(models, tmp_path, fundus, monkeypatch, capsy
     assert f"guide sha256:{added['digest'][:32]}" in list(ours.SoftwareVersions)
     assert f"guide sha256:{added['digest']}" in ours.ContributionDescription
     assert recorded_digests(derived)["guide"] == added["digest"]
-    assert [r["problems"] for r in verify_files(tmp_path / "out", fundus)] == [[]]
+    assert [r.problems for r in verify_files(tmp_path / "out", fundus)] == [[]]
 
 
 def test_the_guide_is_part_of_the_uids(models, tmp_path, fundus):
@@ -569,7 +570,7 @@ def test_networks_without_guidance_need_no_guide(models, tmp_path, fundus, guida
     assert outcome.guide is None
     derived = dcmread(outcome.derived)
     assert f", hqgnet-{guidance} with weights tiny." in derived.DerivationDescription
-    assert [r["problems"] for r in verify_files(tmp_path / "out", fundus)] == [[]]
+    assert [r.problems for r in verify_files(tmp_path / "out", fundus)] == [[]]
     with pytest.raises(ModelError, match="take no guide"):
         make_guide([fundus], "k", weights="tiny", created=NOON)
 
@@ -640,6 +641,17 @@ def test_influence_wants_weights_that_take_a_guide(fundus, monkeypatch):
     monkeypatch.delenv("MEDENHANCE_MODELS", raising=False)
     with pytest.raises(RecipeError, match="--weights"):
         guide_influence(fundus, "stillgan-fundus-2")
+
+
+def test_dicom_that_the_weights_are_not_for_makes_no_guide_and_shows_no_influence(models, tmp_path):
+    encode("a", 0, models)
+    ultrasound = synthetic.make_file(tmp_path / "us.dcm", "US", rows=48, columns=64)
+    for use in (
+        lambda: make_guide([ultrasound], "k", weights="tiny", created=NOON),
+        lambda: guide_influence(ultrasound),
+    ):
+        with pytest.raises(RecipeError, match="WRONG_KIND: weights tiny are not for Modality US"):
+            use()
 
 
 # --------------------------------------------------------------------------------------------------------- command line

@@ -16,7 +16,7 @@ from medenhance_dicom.identity import recorded_digests
 from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.recipe import load_recipes
 from medenhance_dicom.selection import Settings
-from medenhance_dicom.verify import verify_files
+from medenhance_dicom.verification.files import verify_files
 from tests.conftest import ROOT
 
 MANIFEST = load_manifest()
@@ -54,7 +54,7 @@ def test_a_shipped_network_enhances_a_sample(key, samples, tmp_path):
     assert after.pixel_array.shape == before.pixel_array.shape
     changed = np.abs(after.pixel_array.astype(float) - before.pixel_array)
     assert 0.5 < changed.mean() < 0.25 * 2**before.BitsStored
-    assert [found["problems"] for found in verify_files(tmp_path / "out", Path(source))] == [[]]
+    assert [found.problems for found in verify_files(tmp_path / "out", Path(source))] == [[]]
 
 
 def test_every_guided_network_has_guides_that_fit():
