@@ -93,6 +93,11 @@ def released_series_uid(derived_series: str) -> str:
     return derived_uid("released", derived_series)
 
 
+def old_series_uid(source_series: str, recipe: str, weights: str | None, guide: str | None) -> str:
+    """Series Instance UID of a derived object of rule 1; digests are hex SHA-256."""
+    return derived_uid("series", source_series, recipe, weights or "", guide or "")
+
+
 def derived_instance_uid(source_uid: str, digests: Mapping[str, str]) -> str:
     """SOP Instance UID of a derived object.
 

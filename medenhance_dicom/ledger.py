@@ -59,6 +59,17 @@ class Entry:
     """Where what was withheld was kept."""
 
 
+def old_entry(source: str, derived: str, series: str) -> Entry:
+    """What is known of an object of rule 1, of which no ledger was kept: enough to be named as replaced.
+
+    Args:
+        source: SOP Instance UID of the source.
+        derived: SOP Instance UID of what was derived.
+        series: Its Series Instance UID.
+    """
+    return Entry(source, said="", pixels="", gate="", rule=1, result="enhanced", derived=derived, derived_series=series)
+
+
 @dataclass(frozen=True)
 class _Made:
     """What is kept in memory of a line: where it stands, and of a derived object what decides on replacing."""

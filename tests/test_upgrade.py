@@ -18,9 +18,13 @@ import pydicom
 import pytest
 
 from medenhance_dicom.archive.plan import Plan
+from medenhance_dicom.archive.running import Coordinator, Request
 from medenhance_dicom.audit import verify
+from medenhance_dicom.identity import replaced_uid
 from medenhance_dicom.jobs import Jobs, sqlite_url
-from medenhance_dicom.node.settings import load_settings
+from medenhance_dicom.node.identity import read_identity
+from medenhance_dicom.node.retention import sweep
+from medenhance_dicom.node.settings import Retention, load_settings
 from medenhance_dicom.node.spool import Spool
 from medenhance_dicom.node.work import SeriesWork, network_peers
 from medenhance_dicom.part10 import read_instance
@@ -129,6 +133,53 @@ def test_the_jobs_of_a_node_end_by_hand(old):
     assert verify(settings.store / "audit" / "audit.jsonl") is None
 
 
+def corrected(path, target=None):
+    """A file, with another patient's name; returns the SOP Instance UID."""
+    instance = pydicom.dcmread(path)
+    instance.PatientName = "Test^Corrected"
+    instance.save_as(target or path)
+    return instance.SOPInstanceUID
+
+
+def replacement(folder, source):
+    """What the object that was made of a corrected source says that it replaces."""
+    headers = [read_instance(path) for path in folder.rglob("*.dcm")]
+    of_it = [one for one in headers if one.SourceImageSequence[0].ReferencedSOPInstanceUID == source]
+    (made,) = (one for one in of_it if one.PatientName == "Test^Corrected")
+    assert replaced_uid(made) in {one.SOPInstanceUID for one in headers}
+    return replaced_uid(made)
+
+
+def test_what_is_corrected_in_a_node_names_the_object_of_the_earlier_release(old):
+    node = old / "node"
+    settings = load_settings(node / "node.toml")
+    before = {uid: paths[0].stem for uid, paths in delivered(node / "out").items()}
+    spool, work = Spool(settings.store), SeriesWork(lambda: settings, network_peers(settings.store))
+    with contextlib.closing(Jobs(sqlite_url(settings.store / "node.sqlite"))) as queue:
+        sweep(spool, queue, work.audit, Retention(keep_days=0), now=2e10)
+    part = spool.new_part()
+    source = corrected(old / "archive" / "1" / "1-0.dcm", part)
+    accepted = spool.accept(part, read_identity(part), calling_ae="CR1", called_ae="US")
+    finish(spool.seal(accepted.series_key, partial=False).job_id, work)
+    assert replacement(node / "out", source) == before[source]
+
+
+def test_what_is_corrected_in_an_archive_names_the_object_of_the_earlier_release(old):
+    before = {uid: paths[0].stem for uid, paths in delivered(old / "enhanced").items()}
+    archives.make_plan(old / "plan", old / "archive")
+    source = corrected(old / "archive" / "1" / "1-0.dcm")
+    archives.make_plan(old / "plan", old / "archive")
+    settings = load_settings(old / "plan" / "node.toml")
+    with Plan(old / "plan") as plan:
+        request = Request(output=old / "enhanced", workers=0)
+        coordinator = Coordinator(plan, settings, request, config=old / "plan" / "node.toml")
+        coordinator.step()
+        coordinator.close()
+        (job,) = (row.id for row in plan.jobs() if row.series == 1)
+    finish(job, SeriesWork(lambda: settings, network_peers(settings.store)))
+    assert replacement(old / "enhanced", source) == before[source]
+
+
 @pytest.mark.slow
 def test_the_queue_of_a_node_is_worked_on(old):
     node = old / "node"
@@ -164,10 +215,7 @@ def test_a_plan_knows_what_was_done_where_it_moved_to_and_what_is_corrected(old)
     shutil.copytree(old / "moved" / "5", old / "archive" / "5")
     archives.make_plan(old / "plan", old / "moved")
     assert archives.counts(old / "plan")["open_instances"] == 8
-    path = old / "moved" / "1" / "1-0.dcm"
-    instance = pydicom.dcmread(path)
-    instance.PatientName = "Test^Nobody"
-    instance.save_as(path)
+    corrected(old / "moved" / "1" / "1-0.dcm")
     archives.make_plan(old / "plan", old / "moved")
     assert archives.counts(old / "plan")["open_instances"] == 9
     with Plan(old / "plan", readonly=True) as plan:
@@ -175,10 +223,7 @@ def test_a_plan_knows_what_was_done_where_it_moved_to_and_what_is_corrected(old)
 
 
 def test_a_plan_of_which_a_file_was_corrected_before_it_was_planned_again(old):
-    path = old / "archive" / "1" / "1-0.dcm"
-    instance = pydicom.dcmread(path)
-    instance.PatientName = "Test^Nobody"
-    instance.save_as(path)
+    corrected(old / "archive" / "1" / "1-0.dcm")
     archives.make_plan(old / "plan", old / "archive")
     assert archives.counts(old / "plan")["open_instances"] == 9
 

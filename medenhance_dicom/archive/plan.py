@@ -454,6 +454,16 @@ class Plan:
             for number, series, method, shadow, state, why, instances, made in rows
         ]
 
+    def corrected(self, rows: Sequence[InstanceRow], method: str) -> Iterator[tuple[InstanceRow, str]]:
+        """Those whose headers said something else before, and the SOP Instance UID of what was derived of them then."""
+        statement = (
+            "SELECT derived FROM corrected WHERE key = ? AND method = ? AND shadow = 0 AND derived IS NOT NULL "
+            "ORDER BY rowid DESC LIMIT 1"
+        )
+        for row in rows:
+            if (found := self._one(statement, row.key, method)) is not None:
+                yield row, found[0]
+
     def has_job(self, series: int) -> bool:
         """Whether a series has one, a failed one too: until that is retried or forgotten, it gets no other."""
         return self._one("SELECT 1 FROM job WHERE series = ? AND shadow = 0", series) is not None

@@ -32,12 +32,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from medenhance_dicom.archive.pace import OffPeak, Pace
 from medenhance_dicom.archive.plan import Done, JobRow, Method, Plan, SeriesRow, job_id
 from medenhance_dicom.errors import ConfigurationError, OutputError
+from medenhance_dicom.identity import old_series_uid
 from medenhance_dicom.jobs import ENHANCE, FETCH, Jobs, JobState
+from medenhance_dicom.ledger import Ledger, old_entry
 from medenhance_dicom.node.children import Children
 from medenhance_dicom.node.control import database_of
 from medenhance_dicom.node.delivering import TO
 from medenhance_dicom.node.fetching import groups_of, places_of
-from medenhance_dicom.node.jobfolder import ARCHIVE, flush, read_whole, write_whole
+from medenhance_dicom.node.jobfolder import ARCHIVE, LEDGER, flush, read_whole, write_whole
 from medenhance_dicom.node.retention import drop_withheld
 from medenhance_dicom.node.settings import NodeSettings, load_settings
 from medenhance_dicom.node.sources import on_disks
@@ -386,6 +388,7 @@ class Coordinator:
         }
         part = self._store / f".{row.id}.{secrets.token_hex(4)}.part"
         try:
+            self._remember_old(row)
             (part / "source").mkdir(mode=0o700, parents=True)
             _write(part / "job.json", facts)
             _write(part / "plan.json", plan)
@@ -394,6 +397,15 @@ class Coordinator:
         except OSError:
             shutil.rmtree(part, ignore_errors=True)
             raise
+
+    def _remember_old(self, row: JobRow) -> None:
+        """Enter what an earlier release derived of instances that are corrected now: it kept no ledger."""
+        method = self.plan.methods()[row.method]
+        said = method.recipe_digest, method.weights_digest, method.guide_digest
+        for instance, derived in self.plan.corrected(self.plan.instances(row.instances), row.method):
+            ledger = Ledger(self.settings.store / LEDGER, instance.series, *said)
+            if not ledger.knows(instance.sop_instance):
+                ledger.add(old_entry(instance.sop_instance, derived, old_series_uid(instance.series, *said)))
 
     def _groups(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """What is to be fetched from each source."""

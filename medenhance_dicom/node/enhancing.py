@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from medenhance_dicom.errors import OUT_OF_MEMORY, ConfigurationError, FrameError, ModelError, RecipeError
 from medenhance_dicom.jobs import ENHANCE, Result, Task
 from medenhance_dicom.node.delivery import pause_after
-from medenhance_dicom.node.jobfolder import flush, read_lines, said, write_lines
+from medenhance_dicom.node.jobfolder import LEDGER, flush, read_lines, said, write_lines
 from medenhance_dicom.node.settings import Enhancing as EnhanceTable
 from medenhance_dicom.node.settings import NodeSettings
 from medenhance_dicom.withheld import FOLDER
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 JOURNAL = "enhance.jsonl"
 """Of the starts and failures of a job's enhancement, in its folder."""
 
-LEDGER = "derived"
-"""Folder of the store that says what was derived of which instance, after jobs were removed, too (`ledger`)."""
 _KEPT = 3
 """Enhancements of a process with their weights: the node's own, an archive's and what that is compared with."""
 

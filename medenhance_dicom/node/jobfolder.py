@@ -17,6 +17,9 @@ from medenhance_dicom.errors import MedenhanceError
 ARCHIVE = "archive"
 """Folder of the store for jobs of archives, which the node's reconciliation and retention leave alone."""
 
+LEDGER = "derived"
+"""Folder of the store that says what was derived of which instance, after jobs were removed, too (`ledger`)."""
+
 
 def job_folder(store: Path, job: str) -> Path:
     """Where a job lies: one of an archive, whose originals lie elsewhere, or one that the node received."""

@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from medenhance_dicom.audit import Audit
+from medenhance_dicom.errors import InputError
+from medenhance_dicom.identity import recorded_digests
 from medenhance_dicom.jobs import Jobs
-from medenhance_dicom.node.jobfolder import ARCHIVE, bytes_in, flush, read_lines, read_whole
+from medenhance_dicom.ledger import Ledger, old_entry
+from medenhance_dicom.node.jobfolder import ARCHIVE, LEDGER, bytes_in, flush, read_lines, read_whole
 from medenhance_dicom.node.settings import Retention
 from medenhance_dicom.node.spool import SealedSeries, Spool
+from medenhance_dicom.part10 import read_instance
+from medenhance_dicom.verify import source_uid
 from medenhance_dicom.withheld import FOLDER, drop_expired
 
 _DAY = 86400.0
@@ -91,8 +96,36 @@ def drop_withheld(store: Path, now: float) -> None:
             path.parent.rmdir()
 
 
+def remember_old(folder: Path, ledgers: Path) -> None:
+    """Enter what an earlier release derived, which kept no ledger: what is corrected later can name it.
+
+    Args:
+        folder: Of a job.
+        ledgers: Folder of the ledgers.
+
+    Raises:
+        OSError, OutputError: They cannot be written.
+    """
+    series = ""
+    for name in (read_whole(folder / "enhanced.json") or {}).get("derived", []):
+        try:
+            derived = read_instance(folder / name)
+            series = series or next(
+                str(read_instance(path).SeriesInstanceUID) for path in (folder / "source").iterdir()
+            )
+        except (InputError, AttributeError, StopIteration):
+            continue
+        digests = recorded_digests(derived)
+        if "rule" in digests:
+            return  # so is all of the job
+        ledger = Ledger(ledgers, series, digests.get("recipe", ""), digests.get("weights"), digests.get("guide"))
+        if not ledger.knows(source_uid(derived)):
+            ledger.add(old_entry(source_uid(derived), str(derived.SOPInstanceUID), str(derived.SeriesInstanceUID)))
+
+
 def _remove(folder: Path, spool: Spool) -> None:
     """`done.json` goes last: as long as it is there, the job is finished and may be removed."""
+    remember_old(folder, spool.store / LEDGER)
     if (folder / "source").is_dir():
         spool.forget(SealedSeries(folder.name, folder, {}))
     for ledger in (folder / "sent").glob("*.jsonl"):
