@@ -38,6 +38,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
+from medenhance_dicom.codestream import inspect
 from medenhance_dicom.errors import (
     DerivationError,
     InputError,
@@ -58,6 +59,10 @@ _DICOMDIR_SOP_CLASS = "1.2.840.10008.1.3.10"
 _PIXEL_DATA = 0x7FE00010
 _PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", _PIXEL_DATA: "PixelData"}
 _WORDS = {"OW": "u2", "OF": "u4", "OL": "u4", "OD": "u8", "OV": "u8"}  # PS3.5 section 7.3: byte order matters in these
+_ITEM = 0xE000FFFE
+"""The tag of an item as a little endian 32-bit word reads it."""
+_CODESTREAM_HEAD = 4096
+"""As many bytes as the main header of a codestream takes, and more."""
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
 _pydicom_log = logging.getLogger("pydicom")
@@ -324,7 +329,7 @@ def read_instance(path: Path, *, limits: Limits | None = None, last: int = 0xFFF
     Let `Decoder.probe` look at a file of unknown origin first: it does the same in a process that may die. Elements
     whose value does not fit their VR become UN with their bytes. A big endian data set comes back with little endian
     OW, OF, OL, OD and OV values, as it will be written. A missing Transfer Syntax UID is filled in as guessed, and what
-    of the Image Pixel module leaves one value only (`_complete`).
+    of the Image Pixel module leaves one value only (`_complete`); Pixel Representation follows a JPEG 2000 codestream.
 
     Raises:
         UnreadableInstanceError: Not DICOM, truncated, or unparsable.
@@ -401,6 +406,8 @@ def _parse(
     if not len(instance):
         raise UnreadableInstanceError("not DICOM")
     _complete(instance)
+    if found and found[0].length == UNDEFINED_LENGTH:
+        _believe_sign(instance, stream, found[0].offset)
     return instance, stream, found[0] if found else None
 
 
@@ -468,6 +475,32 @@ def _complete(instance: Dataset) -> None:
     for keyword, value in (("SamplesPerPixel", samples), ("PixelRepresentation", 0)):
         if instance.get(keyword) is None and (samples == 3 or keyword == "SamplesPerPixel"):
             setattr(instance, keyword, value)
+
+
+def _believe_sign(instance: Dataset, stream: BinaryIO, offset: int) -> None:
+    """Pixel Representation is 1 where a JPEG 2000 codestream is signed, and what it says where there is none.
+
+    The codestream counts (PS3.5 section 8.2.4): CT scanners have written signed ones under 0. Not where it has more
+    bits than Bits Stored, where nothing below zero would fit. Under 1 an unsigned one holds two's complement, which
+    decoding undoes.
+    """
+    if instance.get("SamplesPerPixel") != 1 or instance.get("PixelRepresentation") not in (None, 0):
+        return
+    stream.seek(offset)
+    value = b""
+    for _ in range(2):  # the offset table, the first fragment
+        tag, length = struct.unpack("<LL", stream.read(8).ljust(8, b"\0"))
+        if tag != _ITEM:
+            return
+        value = stream.read(min(length, _CODESTREAM_HEAD))
+        stream.seek(length - len(value), os.SEEK_CUR)
+    try:
+        found = inspect(value)
+    except UnreadableInstanceError:
+        return
+    stored = instance.get("BitsStored")
+    if found.kind == "JPEG 2000" and isinstance(stored, int) and found.precision <= stored:
+        instance.PixelRepresentation = int(found.signed)
 
 
 def _settle(dataset: Dataset, little: bool, depth: int, left: list[int], limits: Limits) -> None:

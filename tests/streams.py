@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -96,22 +97,25 @@ def write(
         name: A class of `synthetic`.
         table: Whether there is a Basic Offset Table.
         pixel_data: The value of Pixel Data, if not `frames` encapsulated.
-        header: Attributes on top.
+        header: Attributes on top; None leaves one out.
     """
     colour = like.ndim == 3
     allocated = like.dtype.itemsize * 8
     instance = make_instance(name or ("USMultiFrame" if colour or allocated == 8 else "WordSC"), frames=len(frames))
     instance.Rows, instance.Columns = like.shape[:2]
     instance.SamplesPerPixel, instance.PhotometricInterpretation = (3, "RGB") if colour else (1, "MONOCHROME2")
-    instance.PlanarConfiguration = 0 if colour else None
-    if not colour:
+    if colour:
+        instance.PlanarConfiguration = 0
+    elif "PlanarConfiguration" in instance:
         del instance.PlanarConfiguration
     instance.BitsAllocated, instance.BitsStored = allocated, bits or allocated
     instance.HighBit, instance.PixelRepresentation = instance.BitsStored - 1, int(like.dtype.kind == "i")
     instance.NumberOfFrames = len(frames)
     for keyword, value in header.items():
         setattr(instance, keyword, value)
-    encapsulated = syntax not in ("", ".1", ".2")
+        if value is None:
+            delattr(instance, keyword)
+    encapsulated = syntax not in ("", ".1", ".1.99", ".2")
     instance.PixelData = pixel_data or (encapsulate(frames, has_bot=table) if encapsulated else b"".join(frames))
     if encapsulated:
         instance["PixelData"].VR = "OB"
@@ -120,8 +124,12 @@ def write(
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = syntax != ".2", syntax == ""
     write_dataset(buffer, instance)
+    data = buffer.getvalue()
+    if syntax == ".1.99":
+        deflater = zlib.compressobj(9, zlib.DEFLATED, -15)
+        data = deflater.compress(data) + deflater.flush()
     meta = DicomBytesIO()
     meta.write(b"\0" * 128 + b"DICM")
     write_file_meta_info(meta, instance.file_meta, enforce_standard=True)
-    path.write_bytes(meta.getvalue() + buffer.getvalue())
+    path.write_bytes(meta.getvalue() + data + b"\0" * (len(data) % 2))
     return path

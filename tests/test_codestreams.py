@@ -184,15 +184,26 @@ def test_eight_bits_in_sixteen_bit_cells_keep_their_values(decoder, path):
     np.testing.assert_array_equal(stored(decoder, path)[0], imagecodecs.jpeg8_decode(stream))
 
 
-def test_samples_below_zero_under_an_unsigned_header_are_refused(decoder, path):
+@pytest.mark.parametrize("representation", [0, 1, None])
+def test_a_signed_codestream_makes_signed_pixels(decoder, path, representation):
+    """CT scanners have written them under Pixel Representation 0."""
     values = picture(13, signed=True)
-    write(path, [j2k(values, bitspersample=13)], ".4.90", values.astype("u2"))
+    write(path, [j2k(values, bitspersample=13)], ".4.90", values.astype("u2"), PixelRepresentation=representation)
+    header = read_instance(path)
+    assert (header.PixelRepresentation, pixel_format(header).minimum) == (1, -32768)
+    np.testing.assert_array_equal(stored(decoder, path)[0], values)
+
+
+def test_samples_below_zero_that_the_header_has_no_room_for_are_refused(decoder, path):
+    values = picture(13, signed=True)
+    write(path, [j2k(values, bitspersample=13)], ".4.90", values.astype("u2"), bits=12)
     with pytest.raises(
         UnreadableInstanceError, match=r"PixelRepresentation: the header says 0 .* codestream is signed"
     ):
         decoder.frame(path, 0)
-    write(path, [j2k(np.abs(values), bitspersample=14)], ".4.90", values.astype("u2"))
-    np.testing.assert_array_equal(stored(decoder, path)[0], np.abs(values))
+    positive = np.abs(values) // 2
+    write(path, [j2k(positive, bitspersample=14)], ".4.90", values.astype("u2"), bits=12)
+    np.testing.assert_array_equal(stored(decoder, path)[0], positive)
 
 
 @pytest.mark.parametrize(
