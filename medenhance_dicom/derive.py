@@ -16,7 +16,6 @@ from pydicom.datadict import dictionary_VM
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
-from medenhance_dicom import __version__
 from medenhance_dicom.attributes import (
     EQUIPMENT,
     PALETTE,
@@ -296,7 +295,7 @@ def _equipment(derived: Dataset, making: Making) -> None:
     derived.Manufacturer = MANUFACTURER
     derived.ManufacturerModelName = MODEL_NAME
     derived.DeviceSerialNumber = ours.DeviceSerialNumber
-    derived.SoftwareVersions = __version__
+    derived.SoftwareVersions = making.provenance.version
 
 
 def _scanner(source: Dataset) -> Dataset:

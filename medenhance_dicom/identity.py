@@ -53,7 +53,9 @@ Series Instance UID is in it: it stands for the source's."""
 _MARKED = ("recipe", "weights", "guide", "pixels", "source", "header", "object")
 _DIGEST = re.compile(rf"\b({'|'.join(_MARKED)}) sha256:([0-9a-f]{{64}})(?![0-9a-f])")
 _MARK = re.compile(r"(?:^|; )(rule|blended|released) ([0-9]+|yes)(?=;|$)")
-_OBJECT = re.compile(r"; object sha256:[0-9a-f]{64}(?![0-9a-f])")
+OBJECT_DIGEST = re.compile(r"; object sha256:[0-9a-f]{64}(?![0-9a-f])")
+"""Where the object's own digest is recorded."""
+
 _PIXELS = 0x7FE00000
 _LEFT_OUT = object()
 _FLOATS = {"FL": "<f", "FD": "<d"}
@@ -77,7 +79,7 @@ def derived_series_uid(source: Dataset, digests: Mapping[str, str]) -> str:
     if not isinstance(uid, str) or not uid:
         raise DerivationError("the source has no SeriesInstanceUID")
     said = [
-        b"".join(_element(source[keyword], _everything, 0)) if keyword in source and source[keyword].value else b""
+        canonical(source[keyword]) if keyword in source and source[keyword].value else b""
         for keyword in sorted(IDENTITY)
     ]
     method = (digests.get("recipe", ""), digests.get("weights", ""), digests.get("guide", ""))
@@ -149,7 +151,7 @@ def object_digest(derived: Dataset) -> str:
     place = own.get_item("ContributionDescription") if own is not None else None
 
     def view(element: DataElement, depth: int) -> Any:
-        return _OBJECT.sub("", element.value or "") if place is not None and element is place else element.value
+        return OBJECT_DIGEST.sub("", element.value or "") if place is not None and element is place else element.value
 
     return _digest_of(derived, view)
 
@@ -158,7 +160,7 @@ def seal(derived: Dataset) -> None:
     """Record the object's digest in our Contributing Equipment item; to be called when nothing changes any more."""
     own = own_item(derived)
     assert own is not None
-    said = _OBJECT.sub("", own.ContributionDescription)
+    said = OBJECT_DIGEST.sub("", own.ContributionDescription)
     own.ContributionDescription = said
     own.ContributionDescription = f"{said}; object sha256:{object_digest(derived)}"
 
@@ -257,7 +259,22 @@ def own_item(derived: Dataset) -> Dataset | None:
     return ours[-1] if ours else None
 
 
+def source_uid(derived: Dataset) -> str:
+    """SOP Instance UID of the source that the object names first, itself or in its first frame; empty if none."""
+    groups = derived.get("PerFrameFunctionalGroupsSequence") or []
+    frames = [item for group in groups[:1] for item in (group.get("DerivationImageSequence") or [])[:1]]
+    for place in [derived, *frames]:
+        for item in place.get("SourceImageSequence") or []:
+            return str(item.get("ReferencedSOPInstanceUID") or "")
+    return ""
+
+
 # ---------------------------------------------------------------- canonical form
+
+
+def canonical(element: DataElement) -> bytes:
+    """What goes into a digest of an element: equal for values that mean the same."""
+    return b"".join(_element(element, _everything, 0))
 
 
 def _everything(element: DataElement, _: int) -> Any:

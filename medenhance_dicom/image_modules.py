@@ -13,7 +13,6 @@ from pydicom import Dataset
 from pydicom.datadict import tag_for_keyword
 from pydicom.multival import MultiValue
 
-from medenhance_dicom import __version__
 from medenhance_dicom.attributes import LOSSY, POINTED_AT, attributes_of, copied
 from medenhance_dicom.lossy import Encoding, enter_loss
 from medenhance_dicom.provenance import MANUFACTURER, MODEL_NAME, Provenance
@@ -120,7 +119,7 @@ def multi_frame_secondary_capture(derived: Dataset, making: Making) -> None:
         derived.ConversionType = "WSD"
     derived.SecondaryCaptureDeviceManufacturer = MANUFACTURER
     derived.SecondaryCaptureDeviceManufacturerModelName = MODEL_NAME
-    derived.SecondaryCaptureDeviceSoftwareVersions = __version__
+    derived.SecondaryCaptureDeviceSoftwareVersions = making.provenance.version
     if "PatientOrientation" not in derived and "ImageOrientationPatient" not in derived:
         derived.PatientOrientation = None
     derived.BurnedInAnnotation = making.source.get("BurnedInAnnotation") or "YES"

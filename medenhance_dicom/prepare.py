@@ -98,9 +98,6 @@ class PreparedRecipe:
     def provenance(self, verdict: str, *, made: datetime) -> Provenance:
         """What an instance enhanced this way says about its making; `verdict` as `verdicts.in_words` gives it."""
         recipe = self.recipe
-        parameters: dict[str, object] = dict(recipe.enhancer.parameters)
-        if recipe.enhancer.strength != 1:
-            parameters["strength"] = recipe.enhancer.strength
         return Provenance(
             recipe=recipe.name,
             recipe_digest=recipe.digest,
@@ -111,7 +108,7 @@ class PreparedRecipe:
             guide=self.guide_key,
             guide_digest=self.guide_digest,
             steps=steps_of(recipe.derived.steps),
-            parameters=", ".join(f"{k} {v}" for k, v in parameters.items()),
+            parameters=recipe.parameters_in_words(),
             verdict=verdict,
             engine=self.engine,
             precision=self.precision,

@@ -70,6 +70,8 @@ class Provenance:
     """What the structure check said, in sentences (`verdicts.in_words`); empty: it was not made."""
     engine: str = ""
     precision: str = ""
+    version: str = __version__
+    """Of this package."""
     synthetic: bool = False
     """The model invents content: Synthetic Data (0008,001C) becomes YES (requirement R12)."""
     not_quantitative: bool = False
@@ -139,7 +141,7 @@ def derivation_description(
         method += f" with weights {provenance.weights}"
     if provenance.guide:
         method += f", guide {provenance.guide}"
-    sentences = [f"Enhanced by {MODEL_NAME} {__version__}: recipe {provenance.recipe}, {method}."]
+    sentences = [f"Enhanced by {MODEL_NAME} {provenance.version}: recipe {provenance.recipe}, {method}."]
     if provenance.not_quantitative:
         sentences.append(f"{'Not for HU measurement' if hounsfield else 'Not for quantitative measurement'}.")
     sentences.append(provenance.verdict or NO_VERDICT)
@@ -189,7 +191,7 @@ def own_equipment_item(provenance: Provenance, pixel_digest: str, zone_time: dat
     item.Manufacturer = MANUFACTURER
     item.ManufacturerModelName = MODEL_NAME
     item.DeviceSerialNumber = provenance.algorithm_digest[:16]
-    versions = [f"{MODEL_NAME} {__version__}"]
+    versions = [f"{MODEL_NAME} {provenance.version}"]
     if provenance.weights:
         versions.append(f"weights {provenance.weights}")
     if provenance.guide:

@@ -148,6 +148,13 @@ class Recipe(_Part):
         canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
+    def parameters_in_words(self) -> str:
+        """What was set of the method, as a derived object says it."""
+        parameters: dict[str, object] = dict(self.enhancer.parameters)
+        if self.enhancer.strength != 1:
+            parameters["strength"] = self.enhancer.strength
+        return ", ".join(f"{name} {value}" for name, value in parameters.items())
+
     def fits(self, facts: Mapping[str, Fact]) -> bool:
         """Whether every keyword of `match` fits. A multi-valued fact (Image Type) fits by any of its values."""
         return not misfits(self.match, facts)

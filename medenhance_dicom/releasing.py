@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import re
 import shutil
 import tempfile
 from dataclasses import fields, replace
@@ -15,22 +13,14 @@ from typing import Any
 from pydicom import Dataset
 
 from medenhance_dicom.errors import ConfigurationError, InputError, OutputError, TargetTakenError
-from medenhance_dicom.identity import (
-    derived_instance_uid,
-    header_digest,
-    own_item,
-    recorded_digests,
-    released_series_uid,
-    seal,
-)
-from medenhance_dicom.image_modules import date_and_time
+from medenhance_dicom.identity import own_item
 from medenhance_dicom.part10 import read_instance, write_instance
+from medenhance_dicom.released import places, released
 from medenhance_dicom.report import Outcome
 from medenhance_dicom.signature import sign
 from medenhance_dicom.site_keys import load_signing_key
 from medenhance_dicom.targets import standing
-from medenhance_dicom.verdicts import WITHHELD
-from medenhance_dicom.verify import assert_derived, pixel_digest, source_uid
+from medenhance_dicom.verify import assert_derived, pixel_digest
 from medenhance_dicom.withheld import said_of, unpack
 
 __all__ = ["MOST_REASON", "release", "released"]
@@ -38,7 +28,6 @@ __all__ = ["MOST_REASON", "release", "released"]
 MOST_REASON = 256
 """Characters of a reason; the rest of a Derivation Description is for how the pixels were made."""
 _MOST_NAME = 64  # PN, PS3.5 section 6.2
-_MOST_DESCRIPTION, _MOST_LO = 1024, 64
 
 
 def release(
@@ -94,49 +83,9 @@ def release(
     ), said  # fmt: skip
 
 
-def released(derived: Dataset, *, by: str, reason: str, now: datetime) -> Dataset:
-    """The header of a released object, in a series of its own, of that of a withheld one, which is not changed.
-
-    Operators' Name (0008,1070) of our Contributing Equipment item says who, Derivation Description why, beside the
-    verdict; Series Description is marked, and our item records `released yes` (PS3.3 C.12.1).
-    """
-    derived = copy.deepcopy(derived)
-    for place in _places(derived):
-        before = str(place.DerivationDescription).replace(WITHHELD, "was overruled (released by a person)")
-        because = f" Released by a person: {reason}{'' if reason.endswith('.') else '.'}"
-        place.DerivationDescription = before[: _MOST_DESCRIPTION - len(because)].rstrip() + because
-    derived.SeriesInstanceUID = released_series_uid(str(derived.SeriesInstanceUID))
-    derived.SeriesDescription = _marked(str(derived.SeriesDescription))
-    ours = own_item(derived)
-    assert ours is not None
-    zone = datetime.strptime(str(ours.ContributionDateTime)[-5:], "%z").tzinfo
-    derived.InstanceCreationDate, derived.InstanceCreationTime = date_and_time(now.astimezone(zone))
-    ours.OperatorsName = by
-    recorded = recorded_digests(derived) | {"header": header_digest(derived)}
-    derived.SOPInstanceUID = derived_instance_uid(source_uid(derived), recorded)
-    text = re.sub(r"(; header sha256:)[0-9a-f]{64}", rf"\g<1>{recorded['header']}", ours.ContributionDescription)
-    ours.ContributionDescription = re.sub(r"(^|; )(rule [0-9]+)", r"\1\2; released yes", text, count=1)
-    seal(derived)
-    return derived
-
-
-def _places(derived: Dataset) -> list[Dataset]:
-    """Where the object says how it was derived: once, or in every frame."""
-    groups = derived.get("PerFrameFunctionalGroupsSequence") or []
-    items = [item for group in groups for item in group.get("DerivationImageSequence") or []]
-    return [place for place in (derived, *items) if "DerivationDescription" in place]
-
-
-def _marked(description: str) -> str:
-    """A Series Description with its marking made longer, 64 characters at most."""
-    before, _, marking = description.rpartition("[")
-    marking = f"[{marking.rstrip(']')}, released by a person]"
-    return f"{before.rstrip()[: _MOST_LO - 1 - len(marking)].rstrip()} {marking}".strip()
-
-
 def _who_and_why(derived: Dataset) -> tuple[str, set[str]]:
     ours = own_item(derived)
-    return str(ours.get("OperatorsName") if ours else ""), {str(p.DerivationDescription) for p in _places(derived)}
+    return str(ours.get("OperatorsName") if ours else ""), {str(p.DerivationDescription) for p in places(derived)}
 
 
 def _length(derived: Dataset) -> int:

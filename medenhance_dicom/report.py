@@ -21,6 +21,8 @@ Result = Literal["enhanced", "warned", "withheld", "released", "skipped", "faile
 
 SCHEMA = "medenhance-dicom/run-report/3"
 UNREADABLE = "UNREADABLE"
+WITHHELD = "the picture was withheld"
+"""In the verdict of a picture that is kept and not released."""
 KEPT = "reports"
 """Folder of the reports of every run, beside the newest one."""
 UNCHANGED = "UNCHANGED"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from medenhance_dicom.gate import NOT_CALIBRATED, FrameScores, Thresholds, Verdict
+from medenhance_dicom.report import WITHHELD
 
 __all__ = ["MOST_OBJECTIONS", "WITHHELD", "Blending", "excess_of", "in_words", "settled", "values_of"]
 
@@ -15,7 +16,6 @@ MOST_OBJECTIONS = 64
 """Objections that a report lists; beyond these they are counted."""
 
 LASSIM = "lassim"
-WITHHELD = "the picture was withheld"
 
 
 @dataclass(frozen=True)

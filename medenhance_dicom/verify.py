@@ -26,6 +26,7 @@ from medenhance_dicom.attributes import (
     attributes_of,
     forbidden_in,
 )
+from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.identity import (
     derived_instance_uid,
@@ -34,6 +35,7 @@ from medenhance_dicom.identity import (
     own_item,
     recorded_digests,
     replaced_uid,
+    source_uid,
 )
 from medenhance_dicom.part10 import Limits, open_instance, read_instance
 from medenhance_dicom.provenance import (
@@ -45,6 +47,7 @@ from medenhance_dicom.provenance import (
     Step,
     is_own_equipment,
 )
+from medenhance_dicom.rederivation import differences
 from medenhance_dicom.signature import signature_of, signature_state, unsigned
 from medenhance_dicom.site_keys import PublicKey
 from medenhance_dicom.sop_classes import WRITABLE, image_type
@@ -121,6 +124,7 @@ def check_file(
     path: Path,
     sources: Mapping[str, Sequence[Path]] | None = None,
     keys: Mapping[str, PublicKey] | None = None,
+    decoder: Decoder | None = None,
 ) -> list[str] | None:
     """Check one file, its Pixel Data included. Memory does not grow with the pixels.
 
@@ -128,6 +132,7 @@ def check_file(
         path: The file.
         sources: SOP Instance UID -> files of the possible sources, several where one was corrected. None: unknown.
         keys: Key id -> key; the object has to be signed by one of them. None: not looked at.
+        decoder: For the source's frames; None: they are not looked at.
 
     Returns:
         Problems; None if the file is readable but no derived object of ours.
@@ -148,7 +153,7 @@ def check_file(
         problems.append("Pixel Data is not the last element, or not of the size that the header declares")
     problems += assert_derived(derived, pixel_digest=digest)
     if sources is not None:
-        problems += _against_sources(derived, sources.get(source_uid(derived), ()))
+        problems += _against_sources(derived, path, sources.get(source_uid(derived), ()), decoder)
     if keys is not None:
         problems += _SIGNATURES[signature_state(derived, keys, digest)]
     return problems
@@ -162,10 +167,17 @@ def _file(derived: Dataset) -> Iterator[str]:
             yield f"MediaStorage{keyword}: another one than {keyword}"
 
 
-def _against_sources(derived: Dataset, paths: Sequence[Path]) -> list[str]:
+def _against_sources(derived: Dataset, path: Path, sources: Iterable[Path], decoder: Decoder | None) -> list[str]:
     """What is wrong beside the source; of several, beside the one that fits best."""
-    found = [list(_against(derived, source)) for source in _readable(paths)]
-    return min(found, key=len, default=["its source cannot be read" if paths else SOURCE_MISSING])
+    found = []
+    for source_path in sources:
+        try:
+            source = read_instance(source_path)
+            problems = [*_against(derived, source), *differences(derived, source, path, source_path, decoder)]
+        except InputError:
+            problems = ["its source cannot be read"]
+        found.append(list(dict.fromkeys(problems)))
+    return min(found, key=len, default=[SOURCE_MISSING])
 
 
 def check_report(document: Dataset, images: Mapping[str, Sequence[Path]] | None = None) -> list[str] | None:
@@ -394,14 +406,6 @@ def _descriptions(derived: Dataset) -> list[str]:
     """What the object, and its first frame, say of their derivation."""
     places = [derived, *_derivations(derived)[:1]]
     return [str(place.get("DerivationDescription") or "") for place in places]
-
-
-def source_uid(derived: Dataset) -> str:
-    """SOP Instance UID of the source that the object names first; empty if none."""
-    for place in [derived, *_derivations(derived)[:1]]:
-        for item in place.get("SourceImageSequence") or []:
-            return str(item.get("ReferencedSOPInstanceUID") or "")
-    return ""
 
 
 def _frame_types(derived: Dataset) -> Iterator[list[str]]:

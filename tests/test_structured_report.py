@@ -157,7 +157,7 @@ def test_an_altered_report_is_found(tmp_path):
     source.save_as(synthetic_source, enforce_file_format=True)
     written = read_instance(tmp_path / "sr.dcm")
     assert report_uid(derived.SOPInstanceUID, written) == document.SOPInstanceUID
-    images = {str(source.SOPInstanceUID): synthetic_source}
+    images = {str(source.SOPInstanceUID): [synthetic_source]}
     assert check_report(written, images) == []
     written.PatientID = "P-9"
     next(items(written, "NUM")).MeasuredValueSequence[0].NumericValue = "0.99"

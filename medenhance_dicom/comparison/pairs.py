@@ -19,7 +19,7 @@ from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, UnreadableInstanceError
 from medenhance_dicom.gate import LEVEL, Thresholds
 from medenhance_dicom.guides import read_picture
-from medenhance_dicom.identity import recorded_digests
+from medenhance_dicom.identity import recorded_digests, source_uid
 from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.part10 import Located, find_instances, looks_like_dicom, read_instance
 from medenhance_dicom.prepare import default_thresholds, region_of, thresholds_of, weights_thresholds
@@ -36,7 +36,6 @@ from medenhance_dicom.selection import (
 from medenhance_dicom.series import Member, Series
 from medenhance_dicom.sop_classes import OPT_INS
 from medenhance_dicom.unit_frames import SeriesIntensity, unit_frames
-from medenhance_dicom.verify import source_uid
 from medenhance_dicom.withheld import FOLDER, is_kept, unpack
 
 if TYPE_CHECKING:

@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 from medenhance_dicom.audit import Audit
 from medenhance_dicom.errors import InputError
-from medenhance_dicom.identity import recorded_digests
+from medenhance_dicom.identity import recorded_digests, source_uid
 from medenhance_dicom.jobs import Jobs
 from medenhance_dicom.ledger import Ledger, old_entry
 from medenhance_dicom.node.jobfolder import ARCHIVE, LEDGER, bytes_in, flush, read_lines, read_whole
 from medenhance_dicom.node.settings import Retention
 from medenhance_dicom.node.spool import SealedSeries, Spool
 from medenhance_dicom.part10 import read_instance
-from medenhance_dicom.verify import source_uid
 from medenhance_dicom.withheld import FOLDER, drop_expired
 
 _DAY = 86400.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, MedenhanceError
 from medenhance_dicom.part10 import Located, find_instances, looks_like_dicom, read_instance
 from medenhance_dicom.structured_report import COMPREHENSIVE_SR
@@ -68,7 +70,11 @@ def exit_code(states: Mapping[State, int]) -> int:
 
 
 def verify_files(
-    path: Path, source: Path | None = None, keys: Mapping[str, PublicKey] | None = None
+    path: Path,
+    source: Path | None = None,
+    keys: Mapping[str, PublicKey] | None = None,
+    *,
+    decoder: Decoder | None = None,
 ) -> Iterator[Verified]:
     """Verify what is ours below `path`, and report what cannot be read; what is another's is passed over.
 
@@ -80,12 +86,14 @@ def verify_files(
         path: A file, folder, zip or DICOMDIR.
         source: Where the sources are; found by the UID that a derived object names. None: checked without them.
         keys: Key id -> key of those that are trusted: each object has to be signed by one. None: not looked at.
+        decoder: Of whoever calls this often, and closes it; None: one for this call.
 
     Raises:
         InputError: A path does not exist.
     """
-    with tempfile.TemporaryDirectory(prefix="medenhance-") as scratch:
-        walk = _Walk(_by_uid(source, Path(scratch)) if source is not None else None, keys)
+    with tempfile.TemporaryDirectory(prefix="medenhance-") as scratch, contextlib.ExitStack() as own:
+        decoder = decoder or own.enter_context(Decoder())
+        walk = _Walk(_by_uid(source, Path(scratch)) if source is not None else None, keys, decoder)
         found = find_instances([path], Path(scratch))
         if not path.exists():
             next(found)  # raises
@@ -106,8 +114,10 @@ def verify_files(
 class _Walk:
     """What is known so far of the files that were looked at."""
 
-    def __init__(self, sources: dict[str, list[Path]] | None, keys: Mapping[str, PublicKey] | None) -> None:
-        self._sources, self._keys = sources, keys
+    def __init__(
+        self, sources: dict[str, list[Path]] | None, keys: Mapping[str, PublicKey] | None, decoder: Decoder
+    ) -> None:
+        self._sources, self._keys, self._decoder = sources, keys, decoder
         self._images: dict[str, list[Path]] = {}
         self._reports: list[Located] = []
         self._folders_of_ours: set[Path] = set()
@@ -135,7 +145,7 @@ class _Walk:
         if is_ours(instance):
             self._folders_of_ours.add(located.path.parent)
             self._images.setdefault(str(instance.get("SOPInstanceUID")), []).append(located.path)
-            return _judged(located, check_file(located.path, self._sources, self._keys) or [])
+            return _judged(located, check_file(located.path, self._sources, self._keys, self._decoder) or [])
         if (
             instance.file_meta.get("ImplementationClassUID") == IMPLEMENTATION_CLASS_UID
             and "SOPInstanceUID" not in instance
