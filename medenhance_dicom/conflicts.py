@@ -26,6 +26,8 @@ DUPLICATE = "DUPLICATE"
 _COMPARED = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex")
 _ALWAYS = frozenset({"PatientID"})
 """Compared where one has no value, too: an object without it belongs to nobody."""
+_ENCODING = frozenset({"PhotometricInterpretation", "PlanarConfiguration"})
+"""May differ between two encodings of the same pixels (PS3.5 section 8.2)."""
 _MOST_NAMED = 8  # attributes in a reason
 _LEVELS = {
     "SeriesInstanceUID": "Series Instance UID",
@@ -110,7 +112,7 @@ def _contents(paths: list[Path], decoder: Decoder, limits: Limits) -> tuple[list
         return [], ["" for _ in paths]
     headers = [_header(path, limits) for path in paths]
     known = [header for header in headers if header is not None]
-    names = [name for header in known[1:] for name in differing(known[0], header)]
+    names = [name for header in known[1:] for name in differing(known[0], header) if name not in _ENCODING]
     if names:
         return list(dict.fromkeys(names)), ["" if header is not None else None for header in headers]
     contents = [_pixels(path, header, decoder) for path, header in zip(paths, headers, strict=True)]
@@ -135,10 +137,12 @@ def _pixels(path: Path, header: Dataset | None, decoder: Decoder) -> str | None:
     if header is None:
         return None
     try:
-        return frames_digest(
+        pixels = frames.pixel_format(header)
+        stored = (
             frames.stored_frame(header, decoder.frame(path, index), index).stored
-            for index in range(frames.pixel_format(header).number_of_frames)
+            for index in range(pixels.number_of_frames)
         )
+        return f"{pixels.photometric_out} {frames_digest(stored)}"
     except MedenhanceError:
         return None
 

@@ -139,6 +139,23 @@ def test_copies_are_enhanced_once(enhance, make, tmp_path):
     assert enhance() == {"a": ("enhanced", None), "b": copy, "c": copy, "d": copy}
 
 
+def test_two_encodings_of_colour_are_copies(enhance, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, encoding in (("a", 0), ("b", 1)):
+        source = synthetic.make_instance("VLPhotographic", rows=16, columns=16)
+        if encoding:
+            source.PlanarConfiguration = 1
+            source.PixelData = source.PixelData[0::3] + source.PixelData[1::3] + source.PixelData[2::3]
+        dcmwrite(tmp_path / "in" / name, source)
+    assert {name: result for name, (result, _) in enhance().items()} == {"a": "enhanced", "b": "skipped"}
+
+
+def test_other_polarity_is_another_picture(enhance, make):
+    make("a", 1, PhotometricInterpretation="MONOCHROME1")
+    make("b", 1, PhotometricInterpretation="MONOCHROME2")
+    assert enhance() == dict.fromkeys("ab", conflict("PixelData differs", "SOP"))
+
+
 def test_a_plan_says_so(make, tmp_path):
     make("a", 1)
     make("b", 2, PatientID="P-2")
