@@ -1,7 +1,8 @@
 """What a source shows or says and its derived object does not, in words: for the outcome and for the object itself.
 
 Listed is what a reader would miss: overlay planes, curves and audio (50xx), graphic annotations, a display shutter,
-transforms of single frames, and attributes that a derived object of this class has but whose value cannot be carried.
+transforms of single frames, attributes that a derived object of this class has but whose value cannot be carried, and
+what a palette says of its entries where these contradict it: a reader that believes it shows other colours.
 Not listed is what no longer holds beside new pixels (`attributes.NEVER`), what is private, and what the class does not
 have. No value is ever quoted, for it may be a patient's.
 """
@@ -16,6 +17,7 @@ from pydicom.multival import MultiValue
 
 from medenhance_dicom.attributes import NEVER
 from medenhance_dicom.overlays import DATA, POSITION
+from medenhance_dicom.palette import palette_of
 
 _OVERLAYS, _CURVES = range(0x6000, 0x6100, 2), range(0x5000, 0x5100, 2)
 _CURVE_DATA, _AUDIO_DATA = 0x3000, 0x200C
@@ -43,6 +45,7 @@ def left_behind(source: Dataset, carried: Dataset, keywords: Collection[str], *,
     )
     if not grouped and any(source.get(keyword) for keyword in _FRAME_GROUPS):
         found.append("functional groups of single frames")
+    found += _overruled_palette(source)
     for keyword in dict.fromkeys(_uncarried(source, carried, keywords)):
         found.append(f"{keyword}: a value that cannot be carried")
     return found
@@ -66,6 +69,13 @@ def _curves(source: Dataset) -> Iterator[str]:
             yield f"curve (group {group:04X})"
         if _has(source, group, _AUDIO_DATA):
             yield f"audio (group {group:04X})"
+
+
+def _overruled_palette(source: Dataset) -> Iterator[str]:
+    if source.get("PhotometricInterpretation") == "PALETTE COLOR":
+        palette = palette_of(source)
+        if palette.bits != palette.declared:
+            yield f"what the palette's descriptors say: {palette.declared} bits, while its entries have {palette.bits}"
 
 
 def _has(instance: Dataset, group: int, element: int) -> bool:

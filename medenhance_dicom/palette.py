@@ -30,6 +30,10 @@ class Palette:
 
     entries: npt.NDArray[np.uint8]
     first: int
+    bits: int
+    """Of an entry in the file, 8 or 16: by the entries."""
+    declared: int
+    """The same by the descriptors."""
 
 
 def palette_of(instance: Dataset) -> Palette:
@@ -50,8 +54,10 @@ def palette_of(instance: Dataset) -> Palette:
         first -= 65536  # SS written as US
     elif first < 0 and instance.get("PixelRepresentation") == 0:
         first += 65536
-    entries = np.stack(_tables(instance, count, max(bits for _, _, bits in descriptors)), axis=-1)
-    return Palette((entries >> 8 if entries.max() > 255 else entries).astype(np.uint8), first)
+    declared = max(bits for _, _, bits in descriptors)
+    entries = np.stack(_tables(instance, count, declared), axis=-1)
+    bits = 16 if entries.max() > 255 else 8
+    return Palette((entries >> (bits - 8)).astype(np.uint8), first, bits, declared)
 
 
 def look_up(palette: Palette, stored: Array) -> npt.NDArray[np.uint8]:

@@ -138,6 +138,14 @@ def test_colours_are_the_twins(enhance, name, twin, largest):
     assert off.mean() < 1.5
 
 
+@pytest.mark.parametrize(("name", "bits"), [("pal_8in16", (16, 8)), ("pal_desc8_data16_scaled", (8, 16))])
+def test_a_palette_that_is_not_believed_is_named(enhance, name, bits):
+    outcome, _ = enhance(f"{name}.dcm")
+    words = "what the palette's descriptors say: {} bits, while its entries have {}"
+    assert outcome.left_behind == [words.format(*bits)]
+    assert enhance("pal_16.dcm")[0].left_behind == []
+
+
 @pytest.mark.parametrize("name", ["vl_planar1", "usmf_planar1"])
 def test_colour_by_plane_is_read_so(enhance, cases_folder, name):
     np.testing.assert_array_equal(

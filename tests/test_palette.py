@@ -41,8 +41,9 @@ def test_it_becomes_8_bit_rgb_and_its_ends_hold():
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("factor", [1, 256, 257])
 def test_words_of_either_range_give_the_same_colours_whatever_the_descriptor_says(bits, factor):
-    entries = palette_of(paletted([ramp * factor for ramp in _RAMPS], bits, words=16)).entries
-    np.testing.assert_array_equal(entries, np.stack(_RAMPS, axis=-1))
+    palette = palette_of(paletted([ramp * factor for ramp in _RAMPS], bits, words=16))
+    np.testing.assert_array_equal(palette.entries, np.stack(_RAMPS, axis=-1))
+    assert (palette.bits, palette.declared) == (8 if factor == 1 else 16, bits)
 
 
 def test_a_dark_channel_is_scaled_as_its_neighbours():
