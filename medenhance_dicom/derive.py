@@ -35,6 +35,7 @@ from medenhance_dicom.identity import (
     derived_instance_uid,
     derived_series_uid,
     header_digest,
+    range_in_words,
     seal,
 )
 from medenhance_dicom.image_modules import (
@@ -331,6 +332,8 @@ def _identity(derived: Dataset, making: Making) -> None:
     recorded = digests(making.provenance, making.pixels.digest)
     recorded |= {"source": making.pixels.source_digest, "header": header_digest(derived)}
     marks = {"rule": str(METHOD_VERSION)} | ({"blended": "yes"} if making.pixels.blended else {})
+    if making.pixels.shared_range is not None:
+        marks["intensity"] = range_in_words(making.pixels.shared_range)
     derived.SOPInstanceUID = derived_instance_uid(_uid(making.source, "SOPInstanceUID"), recorded | marks)
     ours = derived.ContributingEquipmentSequence[-1]
     ours.ContributionDescription = contribution_description(making.provenance, marks, recorded)

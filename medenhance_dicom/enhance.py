@@ -251,6 +251,7 @@ class Enhancement:
             result.source_digest(),
             blended=result.blending() is not None,
             overlays=result.overlays(),
+            shared_range=result.shared_range,
             encoding=decoder.encoding(result.member.located.path),
         )
         source = result.instance
@@ -325,6 +326,7 @@ class InstanceResult:
         self.path = scratch / f"{secrets.token_hex(8)}.pixels"
         self.pixels = frames.pixel_format(instance)
         self.scores: list[FrameScores] = []
+        self.shared_range: tuple[float, float] | None = None
         self.seconds: dict[str, float] = {}
         self._hash, self._source_hash = hashlib.sha256(), hashlib.sha256()
         self._file: IO[bytes] = self.path.open("wb")
@@ -356,6 +358,8 @@ class InstanceResult:
         if self.settings.preview:
             self._draw(frame, shown, released, judged)
         self.scores.append(scores)
+        if frame.shared_map:
+            self.shared_range = frame.map.lo, frame.map.hi
         change = np.abs(stored.astype(np.int64) - frame.stored.stored)
         self._largest = max(self._largest, int(change.max()))
         self._sum, self._count = self._sum + float(change.sum()), self._count + change.size

@@ -52,7 +52,7 @@ Series Instance UID is in it: it stands for the source's."""
 
 _MARKED = ("recipe", "weights", "guide", "pixels", "source", "header", "object")
 _DIGEST = re.compile(rf"\b({'|'.join(_MARKED)}) sha256:([0-9a-f]{{64}})(?![0-9a-f])")
-_MARK = re.compile(r"(?:^|; )(rule|blended|released) ([0-9]+|yes)(?=;|$)")
+_MARK = re.compile(r"(?:^|; )(rule|blended|released|intensity) ([0-9.e+-]+|yes)(?=;|$)")
 OBJECT_DIGEST = re.compile(r"; object sha256:[0-9a-f]{64}(?![0-9a-f])")
 """Where the object's own digest is recorded."""
 
@@ -244,13 +244,28 @@ def recorded_digests(derived: Dataset) -> dict[str, str]:
     """Name -> hex SHA-256, as our Contributing Equipment item records them; empty without such an item.
 
     `rule` is the version of the rule by which the UID was made, absent in objects of the first; `blended` is "yes"
-    where the gate gave pixels back to the source, `released` where a person released what the gate withheld.
+    where the gate gave pixels back to the source, `released` where a person released what the gate withheld;
+    `intensity` is the range of a map that several instances shared, see `range_of_words`.
     """
     item = own_item(derived)
     if item is None:
         return {}
     said = str(item.get("ContributionDescription") or "")
     return dict(_DIGEST.findall(said)) | dict(_MARK.findall(said))
+
+
+def range_in_words(values: tuple[float, float]) -> str:
+    """Two finite numbers as `recorded_digests` keeps them, exactly."""
+    return "..".join(repr(float(value)) for value in values)
+
+
+def range_of_words(words: str) -> tuple[float, float] | None:
+    """The numbers of `range_in_words`; None where they are not two, the first below the second."""
+    try:
+        low, high = (float(word) for word in words.split(".."))
+    except ValueError:
+        return None
+    return (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
 
 
 def own_item(derived: Dataset) -> Dataset | None:

@@ -36,6 +36,8 @@ class PixelSummary:
     """Hex SHA-256 of the source's decoded frames, little endian, in the format above."""
     blended: bool = False
     """Pixels of the source came back where the structure check objected: other pixels on purpose, another object."""
+    shared_range: tuple[float, float] | None = None
+    """Modality values that became 0 and 1, where other instances of the series had a part in them."""
     encoding: Encoding | None = None
     """Of the source's Pixel Data, to enter a loss that its attributes do not tell; None: not looked at."""
     overlays: Mapping[int, bytes] = field(default_factory=dict)

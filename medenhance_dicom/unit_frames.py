@@ -44,6 +44,8 @@ class UnitFrame:
     """(H, W, C) in [0, 1]."""
     enhance_here: Mask
     """(H, W): False where text, surround or padding must stay as it is."""
+    shared_map: bool = False
+    """The map is that of other instances, too: it does not follow from this one."""
 
     def encode(self, after: Unit) -> NDArray[np.integer]:
         """Stored values (H, W, C) of the enhanced frame `after` (H, W, C); only `enhance_here` changes.
@@ -82,8 +84,16 @@ class SeriesIntensity:
     (radiographs, photographs, ultrasound) have their own, whatever lies beside them.
     """
 
-    def __init__(self, series: Series, recipe: Recipe, decoder: Decoder, limits: Limits) -> None:
-        self.series, self.recipe, self.decoder, self.limits = series, recipe, decoder, limits
+    def __init__(
+        self,
+        series: Series,
+        recipe: Recipe,
+        decoder: Decoder,
+        limits: Limits,
+        known: tuple[float, float] | None = None,
+    ) -> None:
+        """Args: known: (lo, hi) of the map that the series' instances shared when they were enhanced."""
+        self.series, self.recipe, self.decoder, self.limits, self.known = series, recipe, decoder, limits, known
         self._shared: tuple[object, intensity.IntensityMap] | None = None
         self._are_slices: bool | None = None
 
@@ -112,6 +122,8 @@ class SeriesIntensity:
             window = intensity.usable_window(modality, padding, frames.voi_windows(instance, index))
         if window is not None or how.method == "range":
             return self._fit([], instance, pixels, index, window)
+        if self.known is not None:
+            return intensity.IntensityMap(*self.known, pixels.photometric_out == "MONOCHROME1", "percentile")
         sharers = self._sharers(member, instance, pixels)
         if sharers is None:
             return self._fit([(modality, padding)], instance, pixels, index)
@@ -119,6 +131,10 @@ class SeriesIntensity:
             sample = self._sample(sharers) or [(modality, padding)]
             self._shared = sharers, self._fit(sample, instance, pixels, index)
         return self._shared[1]
+
+    def is_shared(self, found: intensity.IntensityMap) -> bool:
+        """Whether a map that `map_for` gave is the series'."""
+        return self._shared is not None and self._shared[0] is self.series and self._shared[1] is found
 
     def _fit(
         self,
@@ -209,7 +225,9 @@ def unit_frame(
         raise FrameError("NOT_FINITE", "rescaled values are too large to compute with")
     unit_map = maps.map_for(member, instance, pixels, index, modality, stored.padding)
     unit = intensity.to_unit(modality, unit_map)
-    return UnitFrame(member, instance, pixels, index, stored, line, unit_map, unit, region(unit, stored.padding))
+    here = region(unit, stored.padding)
+    shared = maps.is_shared(unit_map)
+    return UnitFrame(member, instance, pixels, index, stored, line, unit_map, unit, here, shared)
 
 
 def _picture(frame: frames.StoredFrame, pixels: frames.PixelFormat) -> Unit:

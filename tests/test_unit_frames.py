@@ -15,6 +15,7 @@ from medenhance_dicom.comparison.judging import judge_pairs
 from medenhance_dicom.comparison.pairs import open_pairs
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.enhancer import EnhancerSpec
+from medenhance_dicom.identity import range_in_words, range_of_words, recorded_digests
 from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.recipe import IntensityRecipe
 from medenhance_dicom.selection import Settings, choose_recipes, read_members, recipes_of
@@ -212,6 +213,29 @@ def test_the_stored_file_is_judged_as_enhance_judged_it(tmp_path):
     assert len(outcomes) == len(judged) == count
     for outcome in outcomes:
         assert_judged_alike(outcome, judged[outcome.derived])
+
+
+def test_a_slice_is_judged_by_the_map_that_it_shared_also_without_the_others(tmp_path):
+    paths = slices(tmp_path / "in")
+    outcomes = enhance(paths, tmp_path / "out", gate="off")
+    recorded = {recorded_digests(dcmread(o.derived))["intensity"] for o in outcomes}
+    low, high = range_of_words(recorded.pop())
+    assert not recorded
+    assert low < 150 < 1500 < high
+    outcome = outcomes[0]
+    judged = judged_pairs(Path(outcome.source), Path(outcome.derived))
+    assert_judged_alike(outcome, judged[outcome.derived])
+
+
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [("-1024.5..3e-05", (-1024.5, 3e-05)), ("0.0..1.0", (0, 1)), ("2..1", None), ("1", None), ("1..2..3", None),
+     ("", None), ("0..inf", None)],
+)  # fmt: skip
+def test_a_range_is_read_as_it_was_written_or_not_at_all(words, numbers):
+    assert range_of_words(words) == numbers
+    if numbers:
+        assert range_of_words(range_in_words(numbers)) == numbers
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, UnreadableInstanceError
 from medenhance_dicom.gate import LEVEL, Thresholds
 from medenhance_dicom.guides import read_picture
-from medenhance_dicom.identity import recorded_digests, source_uid
+from medenhance_dicom.identity import range_of_words, recorded_digests, source_uid
 from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.part10 import Located, find_instances, looks_like_dicom, read_instance
 from medenhance_dicom.prepare import default_thresholds, region_of, thresholds_of, weights_thresholds
@@ -102,7 +102,7 @@ class Pairs:
                 continue
             for member in item[0].members:
                 self._sources[str(member.instance.SOPInstanceUID)] = _Source(member, *item)
-        self._maps: tuple[tuple[int, str], SeriesIntensity] | None = None
+        self._maps: tuple[object, SeriesIntensity] | None = None
 
     def __iter__(self) -> Iterator[tuple[Pair, Iterator[FramePair]]]:
         """Every file of the derived side that is a picture or an image, with its frames still to be read."""
@@ -148,7 +148,8 @@ class Pairs:
             source.member.located.name, located.name, thresholds, recipe.gate.level, _described(derived, recipe),
             patient=f"{derived.get('PatientName') or ''} {derived.get('PatientID') or ''}".strip(),
         )  # fmt: skip
-        return pair, self._frames(source, recipe, located.path, derived, masked=bool(recorded))
+        known = range_of_words(recorded.get("intensity", "")) if recipe.digest == recorded.get("recipe") else None
+        return pair, self._frames(source, recipe, located.path, derived, masked=bool(recorded), known=known)
 
     def _same_name(self, located: Located) -> _Source | None:
         """By file name, for results of others that name no source; or the only one."""
@@ -164,7 +165,14 @@ class Pairs:
         return next((r for r in load_recipes() if r.digest == digest), fitting)
 
     def _frames(
-        self, source: _Source, recipe: Recipe, path: Path, derived: Dataset, *, masked: bool
+        self,
+        source: _Source,
+        recipe: Recipe,
+        path: Path,
+        derived: Dataset,
+        *,
+        masked: bool,
+        known: tuple[float, float] | None,
     ) -> Iterator[FramePair]:
         before_path = source.member.located.path
         before = read_instance(before_path, limits=self.settings.limits)
@@ -172,9 +180,9 @@ class Pairs:
         shapes = [(p.rows, p.columns, p.samples, p.number_of_frames) for p in (pixels, after_pixels)]
         if shapes[0] != shapes[1]:
             raise UnreadableInstanceError("rows, columns, samples or frames differ from the source's")
-        key = (id(source.series), recipe.name)
+        key = (id(source.series), recipe.name, known)
         if self._maps is None or self._maps[0] != key:
-            self._maps = key, SeriesIntensity(source.series, recipe, self.decoder, self.settings.limits)
+            self._maps = key, SeriesIntensity(source.series, recipe, self.decoder, self.settings.limits, known)
 
         def region(unit: Unit, padding: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
             return region_of(recipe, unit, padding) if masked else np.ones(unit.shape[:2], bool)
