@@ -222,13 +222,11 @@ def _outcome_printer(width: int) -> Callable[[Outcome], None]:
 
     def tell(o: Outcome) -> None:
         score = " " * 12 if o.lassim is None else f"LaSSIM {o.lassim:.3f}"
-        line = Text.assemble((f"{o.result:9}", colour[o.result]), f"{score}  {o.recipe or '':{width}}  {o.source}")
-        console.print(line)
-        if o.reason:
-            console.print(Text(f"{'':9}{o.reason}", style="dim"))
-        if o.kept:
-            console.print(Text(f"{'':9}kept: {o.kept}", style="dim"))
-        sys.stdout.flush()
+        first = Text.assemble((f"{o.result:9}", colour[o.result]), f"{score}  {o.recipe or '':{width}}  {o.source}")
+        more = [o.reason, f"kept: {o.kept}" if o.kept else None]
+        with console.capture() as lines:  # rich would write past the progress bar, and into it
+            console.print(first, *(Text(f"{'':9}{line}", style="dim") for line in more if line), sep="\n")
+        print(lines.get(), end="", flush=True)
 
     return tell
 
