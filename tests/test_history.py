@@ -179,6 +179,20 @@ def test_any_correction_replaces(corrected, enhance, tmp_path):
     assert after.replaces == before.derived_sop_instance_uid != after.derived_sop_instance_uid
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "keyword", "value"),
+    [
+        ("corrected_before", "corrected_after", "PatientID", "RIGHT-2"),
+        ("lat_before", "lat_after", "ImageLaterality", "L"),
+    ],
+)
+def test_corrected_files(before, after, keyword, value, enhance, cases_folder):
+    (first,), (second,) = enhance(cases_folder / before), enhance(cases_folder / after)
+    assert second.replaces == first.derived_sop_instance_uid
+    assert dcmread(second.derived)[keyword].value == value
+    assert [r.problems for r in verify_files(Path(second.derived), cases_folder / after)] == [[]]
+
+
 def test_the_ledger_names_no_patient(enhance, tmp_path):
     said = {"PatientName": "Test^Unlikely", "PatientID": "UNLIKELY-1", "AccessionNumber": "ACC-UNLIKELY"}
     list(enhance(make(tmp_path / "a.dcm", PatientBirthDate="19630207", StudyDescription="unlikely", **said)))
@@ -221,8 +235,14 @@ def test_containers_of_one_instance_are_one_object(enhance, tmp_path):
 
 def test_a_series_and_its_instances_one_by_one_are_the_same_objects(enhance, tmp_path):
     paths = make_series(tmp_path / "in", 3)
-    together = [o.derived_sop_instance_uid for o in enhance(*paths)]
-    assert [next(enhance(path, output=tmp_path / path.stem)).derived_sop_instance_uid for path in paths] == together
+
+    def made(outcome):
+        derived = dcmread(outcome.derived)
+        return derived.SOPInstanceUID, derived.SeriesInstanceUID, recorded_digests(derived)
+
+    how = {"recipe": "cr-dx-clahe", "gate": "off"}
+    together = [made(outcome) for outcome in enhance(*paths, **how)]
+    assert [made(next(enhance(path, output=tmp_path / path.stem, **how))) for path in paths] == together
 
 
 @pytest.mark.slow
