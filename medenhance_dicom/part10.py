@@ -72,6 +72,10 @@ _pydicom_log.addFilter(lambda record: False)  # whatever handlers an application
 _settings_lock = threading.RLock()
 # pydicom leaves the escape sequences of ISO 2022 IR 58 (Chinese) to Python's codec, which leaves them in the text.
 charset.handled_encodings = tuple(name for name in charset.handled_encodings if name != "iso_ir_58")
+# It lacks Latin alphabet No. 9 (PS3.3 tables C.12-2 and C.12-3).
+charset.python_encoding |= {"ISO_IR 203": "iso8859_15", "ISO 2022 IR 203": "iso8859_15"}
+charset.CODES_TO_ENCODINGS[b"\x1b-b"] = "iso8859_15"
+charset.ENCODINGS_TO_CODES["iso8859_15"] = b"\x1b-b"
 
 
 @dataclass(frozen=True)

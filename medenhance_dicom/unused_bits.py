@@ -30,8 +30,8 @@ _ENOUGH_PAIRS = 64
 _SHARE = 0.25
 _NOISE, _PICTURE = 0.8, 0.5
 """Roughness (see `_roughness`) above which neighbours have nothing in common, and below which they have."""
-_OVERSHOOT, _OVERSHOT_PIXELS = 1.125, 0.005
-"""A lossy codec passes the largest stored value by some percent beside sharp edges, and in few pixels."""
+_OVERSHOOT, _OVERSHOT_PIXELS = 1.25, 0.01
+"""A lossy codec passes the largest stored value beside sharp edges, by up to a fifth, and in few pixels."""
 
 
 def check_unused(

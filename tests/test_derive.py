@@ -559,6 +559,9 @@ def test_visible_light_has_the_attribute_at_least_empty():
     [
         ("ISO_IR 100", "Müller^Änne"),
         ("ISO_IR 144", "Люкceмбypг"),
+        ("ISO_IR 203", "Œuvre^Žofia"),
+        (["", "ISO 2022 IR 203"], "Œuvre^Žofia"),
+        (["ISO 2022 IR 6", "ISO 2022 IR 58"], "Wang^XiaoDong=王^小东"),
         ("ISO_IR 192", "Wang^XiaoDong=王^小东"),
         ("GB18030", "Wang^XiaoDong=王^小东"),
         (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import imagecodecs
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import UnreadableInstanceError
+from medenhance_dicom.frames import stored_frame
+from medenhance_dicom.part10 import read_instance
 from medenhance_dicom.unused_bits import check_overshoot, check_unused
+from tests.streams import lossless_jpeg, write
 
 SIDE = 128
 _Y, _X = np.mgrid[:SIDE, :SIDE]
@@ -73,6 +78,26 @@ def test_a_few_pixels_decide_nothing():
     values[5, 5:8] = 4096 + 5
     check(values, 12)
     check(np.array([[127, 128]]), 7)
+
+
+def test_a_codestream_that_is_deeper_than_bits_stored_is_refused_too(tmp_path):
+    values = picture(12, 1)
+    with Decoder() as decoder:
+        for syntax, frame in (
+            (".4.80", bytes(imagecodecs.jpegls_encode(values))),
+            (".4.70", lossless_jpeg(values, 12)),
+            (".4.91", bytes(imagecodecs.jpeg2k_encode(values, level=0, reversible=True, codecformat="j2k"))),
+            (".1.98", values.tobytes()),
+        ):
+            for bits in (12, 10):
+                write(tmp_path / "x.dcm", [frame], syntax, values, bits=bits)
+                decoded = decoder.frame(tmp_path / "x.dcm", 0)
+                instance = read_instance(tmp_path / "x.dcm")
+                if bits == 12:
+                    np.testing.assert_array_equal(stored_frame(instance, decoded, 0).stored[..., 0], values)
+                    continue
+                with pytest.raises(UnreadableInstanceError, match="BitsStored: the header says 10, the values need 12"):
+                    stored_frame(instance, decoded, 0)
 
 
 def test_a_codec_may_overshoot_and_no_more():
