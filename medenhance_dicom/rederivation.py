@@ -35,6 +35,7 @@ from medenhance_dicom.identity import (
     little_endian,
     name_replaced,
     own_item,
+    range_of_words,
     recorded_digests,
     replaced_uid,
 )
@@ -147,6 +148,7 @@ def _summary(derived: Dataset, source: Dataset, pixels: _SourcePixels | None) ->
         frames.pixel_format(source).number_of_frames,
         pixels.digest if pixels is not None else recorded.get("source", ""),
         blended=recorded.get("blended") == "yes",
+        shared_range=range_of_words(recorded.get("intensity", "")),
         encoding=pixels.encoding if pixels is not None else None,
         overlays=pixels.overlays if pixels is not None else dict(_planes_as_said(derived, source)),
     )

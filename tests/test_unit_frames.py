@@ -20,6 +20,7 @@ from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.recipe import IntensityRecipe
 from medenhance_dicom.selection import Settings, choose_recipes, read_members, recipes_of
 from medenhance_dicom.unit_frames import SeriesIntensity, unit_frames
+from medenhance_dicom.verify import check_file
 from tests import synthetic
 from tests.flow import ALLOW, CAMERA, enhance, run_by, write
 
@@ -223,6 +224,9 @@ def test_a_slice_is_judged_by_the_map_that_it_shared_also_without_the_others(tmp
     assert not recorded
     assert low < 150 < 1500 < high
     outcome = outcomes[0]
+    derived = Path(outcome.derived)
+    with Decoder() as decoder:
+        assert check_file(derived, {outcome.sop_instance_uid: [Path(outcome.source)]}, decoder=decoder) == []
     judged = judged_pairs(Path(outcome.source), Path(outcome.derived))
     assert_judged_alike(outcome, judged[outcome.derived])
 
