@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 
@@ -120,6 +121,19 @@ def test_each_file_has_one_result(worked):
     assert rows["1/0.dcm"]["reason"].startswith("DUPLICATE: ")
     assert rows["4/0.dcm"]["reason"] == "NOT_DONE: the peer refuses: 0x0122"
     assert rows["2/0.dcm"]["reason"].startswith("OFF_BY_DEFAULT: ")
+
+
+def test_a_file_that_was_corrected_elsewhere_is_replaced(tmp_path):
+    with Plan(tmp_path / "plan", create=True) as plan:
+        scan(plan, [replace(found(1, 0), header="1"), replace(found(1, 1), header="1")])
+        scan(plan, [replace(found(1, n, locator=f"/b/{n}.dcm"), header=str(n + 1)) for n in range(2)], "/b")
+        reasons = {row["file"]: (row["reason"] or "").partition(":")[0] for row in reporting.files(plan)}
+    assert reasons == {
+        "/archive/1/0.dcm": "DUPLICATE",
+        "/archive/1/1.dcm": "REPLACED",
+        "/b/0.dcm": "NOT_JUDGED",
+        "/b/1.dcm": "NOT_JUDGED",
+    }
 
 
 def test_the_report_adds_up(worked):

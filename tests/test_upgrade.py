@@ -17,6 +17,7 @@ from pathlib import Path
 import pydicom
 import pytest
 
+from medenhance_dicom.archive import planning, reporting
 from medenhance_dicom.archive.plan import Plan
 from medenhance_dicom.archive.running import Coordinator, Request
 from medenhance_dicom.audit import verify
@@ -200,7 +201,12 @@ def test_the_queue_of_a_node_is_worked_on(old):
 
 
 def test_a_plan_opens_and_has_what_was_done(old):
+    with Plan(old / "plan", readonly=True) as plan:  # and is left as it is
+        results = Counter(row["result"] for row in reporting.files(plan))
+        assert results == {"enhanced": 2, "open": 8}
+        assert not plan.has_headers
     with Plan(old / "plan") as plan:
+        assert plan.meta("judged by") == planning.judged_by(plan)  # or all of it would be done again
         counts = plan.counts()
         assert (counts["instances"], counts["open_series"], counts["open_instances"]) == (10, 4, 8)
         assert counts["results"] == {"enhanced": 2}

@@ -260,6 +260,8 @@ class Plan:
         if found != VERSION and not (readonly and found == 1):
             raise ConfigurationError(f"{path}: a plan of version {found}; this release knows {VERSION}")
         self._header = "COALESCE(i.header, '')" if found == VERSION else "''"
+        self.has_headers = found == VERSION
+        """False: of version 1, and opened only to look."""
         self._series_ids: dict[str, int] = {}
 
     def _upgrade(self) -> int:

@@ -39,7 +39,8 @@ WITH dead AS MATERIALIZED (
             WHEN s.state = 'left out' THEN CASE WHEN s.reason LIKE 'UNREADABLE%' THEN 'failed' ELSE 'skipped' END
             WHEN dead.series IS NOT NULL THEN 'failed'
             ELSE 'open' END AS result,
-        CASE WHEN twin.id IS NOT NULL THEN 'DUPLICATE: another file has the same UIDs, and that one is taken'
+        CASE WHEN {replaced} THEN 'REPLACED: another file has the same UIDs and another header, and was found later'
+            WHEN twin.id IS NOT NULL THEN 'DUPLICATE: another file has the same UIDs, and that one is taken'
             WHEN d.result IS NOT NULL THEN d.reason
             WHEN s.state = 'left out' THEN s.reason
             WHEN dead.series IS NOT NULL THEN 'NOT_DONE: ' || dead.why
@@ -48,7 +49,8 @@ WITH dead AS MATERIALIZED (
     FROM instance i JOIN source o ON o.id = i.source JOIN series s ON s.id = i.series
     LEFT JOIN instance twin ON twin.id = (
         SELECT t.id FROM instance t JOIN source p ON p.id = t.source
-        WHERE t.series = i.series AND t.key = i.key AND t.id > i.id AND t.scan >= p.ended LIMIT 1)
+        WHERE t.series = i.series AND t.key = i.key AND t.id > i.id AND t.scan >= p.ended
+        ORDER BY t.id DESC LIMIT 1)
     LEFT JOIN done d ON twin.id IS NULL AND d.key = i.key AND d.method = s.method AND d.shadow = 0
     LEFT JOIN method m ON m.key = s.method
     LEFT JOIN dead ON dead.series = s.id
@@ -59,6 +61,10 @@ WITH dead AS MATERIALIZED (
     FROM left_out l JOIN source o ON o.id = l.source WHERE l.scan >= o.ended
 )
 """
+
+
+def _files_of(plan: Plan) -> str:
+    return _FILES.format(replaced="twin.header <> i.header" if plan.has_headers else "0")
 
 
 # ---------------------------------------------------------------- status
@@ -206,7 +212,7 @@ def files(plan: Plan) -> Iterator[dict[str, Any]]:
         "source", "file", "bytes", "modality", "manufacturer", "model", "recipe", "lassim", "mean_change", "seconds",
         "derived_bytes", "derived_sop_instance_uid", "result", "reason",
     )  # fmt: skip
-    for row in plan.query(f"{_FILES} SELECT * FROM file"):  # noqa: S608 - constant
+    for row in plan.query(f"{_files_of(plan)} SELECT * FROM file"):  # noqa: S608 - constant
         yield dict(zip(names, row, strict=True))
 
 
@@ -244,7 +250,7 @@ def report(plan: Plan, *, now: datetime) -> dict[str, Any]:
     reasons: Counter[tuple[str, str]] = Counter()
     grouped: dict[tuple[str, str, str], dict[str, Any]] = {}
     rows = plan.query(
-        f"{_FILES} SELECT modality, manufacturer, model, COALESCE(recipe, ''), result, COALESCE(reason, ''), "  # noqa: S608
+        f"{_files_of(plan)} SELECT modality, manufacturer, model, COALESCE(recipe, ''), result, COALESCE(reason, ''), "  # noqa: S608
         "COUNT(*), SUM(lassim), COUNT(lassim), MIN(lassim), SUM(seconds), SUM(derived_bytes), SUM(size) "
         "FROM file GROUP BY 1, 2, 3, 4, 5, 6"
     )
