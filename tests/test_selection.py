@@ -31,7 +31,10 @@ def eye(tmp_path):
 
 @pytest.fixture
 def grey_eye(tmp_path):
-    return synthetic.make_file(tmp_path / "grey.dcm", "OP8", SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2")
+    return synthetic.make_file(
+        tmp_path / "grey.dcm", "OP8", SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2",
+        SOPInstanceUID="1.2.826.0.1.9999.77", SeriesInstanceUID="1.2.826.0.1.9999.78",
+    )  # fmt: skip
 
 
 @pytest.fixture
