@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
-from pydicom.uid import HTJ2K, JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from medenhance_dicom.errors import DerivationError, UnreadableInstanceError, UnsupportedInstanceError
 from medenhance_dicom.overlays import embedded_planes, planes_in
 from medenhance_dicom.palette import look_up, palette_of
-from medenhance_dicom.transfer_syntaxes import has_cells
+from medenhance_dicom.transfer_syntaxes import has_cells, kind_of
 from medenhance_dicom.unused_bits import check_overshoot, check_unused
 
 Array = npt.NDArray[Any]
@@ -29,7 +28,6 @@ Array = npt.NDArray[Any]
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "XYB")
 _RETIRED = ("ARGB", "CMYK", "HSV", "YBR_PARTIAL_422")
-_LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless, JPEG2000, HTJ2K)
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,8 @@ def _stored_values(instance: Dataset, raw: Array, cells: _Cells) -> Array:
     in_cells = syntax is None or has_cells(syntax)  # a codestream's samples always start at bit 0 (PS3.5 8.2)
     high_bit = cells.high_bit if in_cells else cells.stored - 1
     full = (1 << cells.stored) - 1
-    if syntax in _LOSSY and not cells.signed:  # overshoots, and has no embedded overlay bits
+    planes = embedded_planes(instance)
+    if kind_of(syntax or "") == "lossy" and not cells.signed and not planes:  # such a codec overshoots
         check_overshoot(raw, stored=cells.stored)
         raw = np.minimum(raw, full)
     elif cells.stored < cells.allocated:
@@ -191,7 +190,7 @@ def _stored_values(instance: Dataset, raw: Array, cells: _Cells) -> Array:
             stored=cells.stored,
             high_bit=high_bit,
             signed=cells.signed,
-            overlay_bits=embedded_planes(instance).values(),
+            overlay_bits=planes.values(),
             padding=_padding_cell(instance, cells) if raw.shape[2] == 1 else None,
         )
         raw = (raw >> (high_bit + 1 - cells.stored)) & raw.dtype.type(full)
@@ -268,7 +267,7 @@ def stored_frame(instance: Dataset, decoded: Array, index: int) -> StoredFrame:
 def _embedded_planes(instance: Dataset) -> dict[int, int]:
     """Overlay planes in the pixel cells; a lossy codec keeps none."""
     syntax = getattr(getattr(instance, "file_meta", None), "TransferSyntaxUID", None)
-    return {} if syntax in _LOSSY else embedded_planes(instance)
+    return {} if kind_of(syntax or "") == "lossy" else embedded_planes(instance)
 
 
 def _group_item(instance: Dataset, index: int, keyword: str) -> Dataset | None:

@@ -414,6 +414,18 @@ def test_all_frames_count_and_one_that_loses_something_decides(decoder, path):
     assert decoder.encoding(path).reversible is True
 
 
+def test_what_is_around_the_frames_does_not_count(decoder, path):
+    """The ratio stands in derived objects, which are the same whatever held the file."""
+    data = j2k(GRAY, level=20, reversible=False)
+    write(path, [data], ".4.91", GRAY, table=False)
+    bare = decoder.encoding(path)
+    write(path, [data], ".4.91", GRAY, SeriesDescription="another header")
+    path.write_bytes(path.read_bytes() + bytes(1000))
+    assert decoder.encoding(path) == bare
+    write(path, [], ".4.91", GRAY, pixel_data=encapsulate([data], fragments_per_frame=2), NumberOfFrames=1)
+    assert decoder.encoding(path) == bare
+
+
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
 @pytest.mark.parametrize("shape", [(1, 1), (8, 700), (256, 256), (480, 640), (513, 300)])
 def test_the_header_of_a_jpeg_xl_is_read(bits, shape):

@@ -13,6 +13,7 @@ from pydicom import Dataset, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.pixels import convert_color_space
 from pydicom.uid import (
+    JPEG2000,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -210,11 +211,20 @@ def test_embedded_overlay_bits_are_masked_and_the_sign_is_extended():
     np.testing.assert_array_equal(frame.stored[..., 0], [[-2048, 2047]])
 
 
-def test_a_lossy_overshoot_is_clipped_not_wrapped():
+@pytest.mark.parametrize("syntax", [JPEGBaseline8Bit, JPEG2000, "1.2.840.10008.1.2.4.112"])
+def test_a_lossy_overshoot_is_clipped_not_wrapped(syntax):
     instance = header(1, 2, 16, 10)
-    instance.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    instance.file_meta.TransferSyntaxUID = syntax
     frame = stored_frame(instance, np.array([[1025, 3]], np.uint16), 0)
     np.testing.assert_array_equal(frame.stored[..., 0], [[1023, 3]])
+
+
+def test_an_overlay_in_the_cells_of_a_codec_that_may_lose_something_is_masked_not_clipped():
+    instance = header(1, 2, 16, 10)
+    instance.file_meta.TransferSyntaxUID = JPEG2000
+    instance.add_new(0x60000102, "US", 12)
+    frame = stored_frame(instance, np.array([[4096 + 7, 3]], np.uint16), 0)
+    np.testing.assert_array_equal(frame.stored[..., 0], [[7, 3]])
 
 
 def test_padding_written_as_the_wrong_vr_is_found():
