@@ -214,7 +214,7 @@ def weights_thresholds(key: str, manifest: Manifest | None = None) -> Thresholds
         doubt = f"the limits of weights {key} were set by hand, see `calibrate`"
     elif not limits.detector or "local" not in limits.checks:
         doubt = f"the limits of weights {key} were calibrated without a detector of changed structure"
-    return replace(_thresholds(limits), doubt=doubt)
+    return replace(_thresholds(limits), doubt=doubt, wanted=() if doubt else ("local",))
 
 
 def default_thresholds(recipe: str = "") -> Thresholds:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from medenhance_dicom.gate import NOT_CALIBRATED, FrameScores, Thresholds, Verdict
+from medenhance_dicom.gate import NOT_CALIBRATED, NOT_CHECKED, FrameScores, Thresholds, Verdict
 from medenhance_dicom.report import WITHHELD
 
 __all__ = ["MOST_OBJECTIONS", "WITHHELD", "Blending", "excess_of", "in_words", "settled", "values_of"]
@@ -171,7 +171,9 @@ def in_words(verdict: Verdict, values: dict[str, Any]) -> str:
         done = WITHHELD if verdict.outcome == "withheld" else f"was overruled ({values['mode']})"
         sentences = [f"Structure check failed and {done}{lassim}{_worst_in_words(values)}."]
     else:
-        warned = values["objections_total"] or NOT_CALIBRATED in (verdict.reason or "")
+        warned = values["objections_total"] or any(
+            why in (verdict.reason or "") for why in (NOT_CALIBRATED, NOT_CHECKED)
+        )
         warning = " with a warning" if warned else ""
         sentences = [f"Structure check passed{warning}{lassim}{_worst_in_words(values)}."]
     if blended := values["blended"]:

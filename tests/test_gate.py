@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage import data
 
-from medenhance_dicom.gate import FrameScores, Thresholds, examine, judge, verdict_of
+from medenhance_dicom.gate import FrameScores, Limit, Thresholds, examine, judge, verdict_of
 
 LIMITS = Thresholds(minimum=0.85, warn_below=0.9)
 PICTURE = (data.camera()[100:236, 100:340] / 255).astype(np.float32)[None, :, :, None]  # (1, 136, 240, 1)
@@ -94,6 +94,16 @@ def test_limits_in_doubt_let_nothing_be_better_than_warned(mode):
     failed = judge(PICTURE, noisy(PICTURE, 0.2), limits, mode)
     assert failed.outcome == ("withheld" if mode == "withhold" else "warned")
     assert failed.reason.startswith("LASSIM")
+
+
+def test_a_frame_too_small_for_a_wanted_check_is_at_most_warned():
+    limits = Thresholds(0.85, 0.9, {"local": Limit(1.0, 2.0)}, "calibrated", wanted=("local",))
+    seen, unseen = FrameScores(0.99, {"local": 0.1}), FrameScores(0.99)
+    assert verdict_of([seen], limits).outcome == "enhanced"
+    verdict = verdict_of([seen, unseen], limits)
+    assert (verdict.outcome, verdict.passed) == ("warned", True)
+    assert verdict.reason == "NOT_CHECKED: a frame is too small for local"
+    assert verdict_of([FrameScores(0.5)], limits).outcome == "withheld"
 
 
 def test_details_are_json():

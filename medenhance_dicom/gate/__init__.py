@@ -4,6 +4,7 @@ from medenhance_dicom.gate.checks import CHECKS, FrameScores, Region, examine, s
 from medenhance_dicom.gate.verdict import (
     LEVEL,
     NOT_CALIBRATED,
+    NOT_CHECKED,
     Limit,
     Mode,
     Outcome,
@@ -17,6 +18,7 @@ __all__ = [
     "CHECKS",
     "LEVEL",
     "NOT_CALIBRATED",
+    "NOT_CHECKED",
     "FrameScores",
     "Limit",
     "Mode",

@@ -12,13 +12,25 @@ from numpy.typing import NDArray
 
 from medenhance_dicom.gate.checks import FrameScores, examine
 
-__all__ = ["LEVEL", "NOT_CALIBRATED", "Limit", "Mode", "Outcome", "Thresholds", "Verdict", "judge", "verdict_of"]
+__all__ = [
+    "LEVEL",
+    "NOT_CALIBRATED",
+    "NOT_CHECKED",
+    "Limit",
+    "Mode",
+    "Outcome",
+    "Thresholds",
+    "Verdict",
+    "judge",
+    "verdict_of",
+]
 
 Mode = Literal["withhold", "warn", "off"]
 Outcome = Literal["enhanced", "warned", "withheld"]
 
 LEVEL = 3
 NOT_CALIBRATED = "NOT_CALIBRATED"
+NOT_CHECKED = "NOT_CHECKED"
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,8 @@ class Thresholds:
     """What they come from; empty: set by hand."""
     doubt: str = ""
     """Why nothing that they let pass is better than `warned`; empty: nothing speaks against it."""
+    wanted: tuple[str, ...] = ()
+    """Checks without which a frame that passes is at most `warned`."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.minimum <= self.warn_below <= 1:
@@ -106,7 +120,8 @@ def verdict_of(
     """The verdict on an instance from what was measured of all its frames; the worst frame of each check decides.
 
     Frames of an instance that is worked on in batches can be examined one by one, and judged together at the end.
-    Limits that are in doubt let nothing be better than `warned`, in any mode.
+    Limits that are in doubt let nothing be better than `warned`, in any mode, nor does a check that is wanted and could
+    not be made.
 
     Args:
         frames: As `examine` gives them.
@@ -118,10 +133,12 @@ def verdict_of(
         ValueError: There is no frame.
     """
     verdict = _verdict(frames, thresholds, mode, level)
-    if not thresholds.doubt or verdict.outcome == "withheld":
+    doubts = [f"{NOT_CALIBRATED}: {thresholds.doubt}"] if thresholds.doubt else []
+    if missing := [name for name in thresholds.wanted if any(name not in frame.checks for frame in frames)]:
+        doubts.append(f"{NOT_CHECKED}: a frame is too small for {', '.join(missing)}")
+    if not doubts or verdict.outcome == "withheld":
         return verdict
-    reason = "; ".join(filter(None, (verdict.reason, f"{NOT_CALIBRATED}: {thresholds.doubt}")))
-    return replace(verdict, outcome="warned", reason=reason)
+    return replace(verdict, outcome="warned", reason="; ".join(filter(None, (verdict.reason, *doubts))))
 
 
 def _verdict(frames: Sequence[FrameScores], thresholds: Thresholds, mode: Mode, level: int) -> Verdict:
