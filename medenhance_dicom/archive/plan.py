@@ -14,6 +14,7 @@ The file holds UIDs and paths, so it is for its owner alone. Any number of proce
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sqlite3
@@ -611,8 +612,15 @@ class Plan:
         if key in self._series_ids:
             return self._series_ids[key]
         self._db.execute(
-            "INSERT OR IGNORE INTO series (key, study, series, modality, manufacturer, model) VALUES (?,?,?,?,?,?)",
-            (key, study, series, *(facts.get(k, "") for k in ("Modality", "Manufacturer", "ManufacturerModelName"))),
+            "INSERT OR IGNORE INTO series (key, study, series, modality, manufacturer, model, patient) "
+            "VALUES (?,?,?,?,?,?,?)",
+            (
+                key,
+                study,
+                series,
+                *(facts.get(k, "") for k in ("Modality", "Manufacturer", "ManufacturerModelName")),
+                _patient(facts.get("PatientID", "")),
+            ),
         )
         row = self._db.execute("SELECT id FROM series WHERE key = ?", (key,)).fetchone()
         if len(self._series_ids) > 50_000:
@@ -777,7 +785,8 @@ class Scan:
             "UPDATE series SET state = 'new', open = 0 WHERE id = ? AND (state = 'left out' OR patient <> ?)",
             (series, patient),
         )
-        db.execute("UPDATE series SET patient = ? WHERE id = ? AND patient IS NULL", (patient, series))
+        if before is not None and before[2] is None:  # by version 1, as is its series
+            db.execute("UPDATE series SET patient = ? WHERE id = ? AND patient IS NULL", (patient, series))
         corrected = self._is_corrected(key, found.header, changed=before is not None and not before[3])
         if corrected:  # what it says now may ask for another method, and be no conflict any more
             db.execute("UPDATE series SET state = 'new', open = 0 WHERE id = ?", (series,))
@@ -831,6 +840,7 @@ def _make(folder: Path, path: Path) -> None:
         raise OutputError(f"{folder}: {error}") from error
 
 
+@functools.lru_cache(1024)
 def _patient(text: str) -> str | None:
     """A digest that does not tell who that is; None where two programs may read it in two ways."""
     return digest_of("patient", text)[:16] if text.isascii() else None
