@@ -212,8 +212,7 @@ class Enhancement:
             return nothing
         try:
             derived, left_behind = self._derive(result, history, decoder, in_words(verdict, values))
-            if settings.sign_key is not None:
-                sign(derived, load_signing_key(settings.sign_key), digest)
+            self._sign(derived, digest)
             document = None
             if settings.structured_report:
                 document = structured_report(source, derived, verdict.lassim, verdict.outcome, values)
@@ -294,8 +293,14 @@ class Enhancement:
             write()
         return found
 
+    def _sign(self, instance: Dataset, pixel_digest: str = "") -> None:
+        """Sign what is finished, where that is asked for."""
+        if self.settings.sign_key is not None:
+            sign(instance, load_signing_key(self.settings.sign_key), pixel_digest)
+
     def _put_report(self, document: Dataset) -> Path:
         """Write a structured report, as `_put` does; where it stands."""
+        self._sign(document)
         target = self._target(document)
         self._put(document, lambda: write_document(document, target))
         return target

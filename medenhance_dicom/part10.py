@@ -19,7 +19,7 @@ import threading
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, cast
@@ -125,7 +125,13 @@ class PixelElement:
 # ---------------------------------------------------------------- find
 
 
-def find_instances(paths: Iterable[Path], scratch: Path, *, limits: Limits | None = None) -> Iterator[Located]:
+def find_instances(
+    paths: Iterable[Path],
+    scratch: Path,
+    *,
+    limits: Limits | None = None,
+    unlisted: Callable[[Path, str], None] | None = None,
+) -> Iterator[Located]:
     """Yield the files below the given paths, in a stable order.
 
     A folder is walked (extension-less files too, hidden ones and DICOMDIRs not), a zip is unpacked member by member
@@ -137,6 +143,7 @@ def find_instances(paths: Iterable[Path], scratch: Path, *, limits: Limits | Non
         paths: Files, folders, zips, DICOMDIRs.
         scratch: An existing folder for members of zips.
         limits: Caps on archives and headers.
+        unlisted: Is told of a folder that cannot be listed, and why; the others go on. None: it is an error.
 
     Raises:
         InputError: A path does not exist, or cannot be listed.
@@ -147,7 +154,7 @@ def find_instances(paths: Iterable[Path], scratch: Path, *, limits: Limits | Non
     limits = limits or Limits()
     for path in paths:
         if path.is_dir():
-            yield from _walk(path)
+            yield from _walk(path, unlisted)
         elif not path.is_file():
             raise InputError(f"no such file or folder: {path}")
         elif is_dicomdir(path):
@@ -158,8 +165,11 @@ def find_instances(paths: Iterable[Path], scratch: Path, *, limits: Limits | Non
             yield Located(path, str(path))
 
 
-def _walk(folder: Path) -> Iterator[Located]:
+def _walk(folder: Path, unlisted: Callable[[Path, str], None] | None) -> Iterator[Located]:
     def refuse(error: OSError) -> None:
+        if unlisted is not None:
+            unlisted(Path(str(error.filename)), error.strerror or "")
+            return
         raise InputError(f"cannot list {error.filename}") from None
 
     for parent, folders, files in os.walk(folder, onerror=refuse):

@@ -91,7 +91,7 @@ _OURS_BEFORE = (
     | LOSSY
     | {
         *("ContributingEquipmentSequence", "CodingSchemeIdentificationSequence", "SeriesInstanceUID"),
-        *("DerivationImageSequence", "SeriesNumber", "SeriesDescription"),
+        *("DerivationImageSequence", "SeriesNumber", "SeriesDescription", "FrameIncrementPointer"),
     }
 )
 """Written by other rules in objects of rule 1, or of another version of ours."""
@@ -132,7 +132,7 @@ def differences(
     if strict:
         yield from dict.fromkeys(_unlike(derived, expected, ""))
     else:
-        yield from dict.fromkeys(_unlike_both(derived, expected, ""))
+        yield from dict.fromkeys(_unlike_both(_uncopied(derived, source), expected, ""))
         if pixels is not None and recorded_digests(derived).get("source", pixels.digest) != pixels.digest:
             yield f"ContributionDescription: {_OTHER}"
     if old and derived.get("SeriesInstanceUID") != _old_series_uid(source, provenance):
@@ -369,6 +369,15 @@ def _unlike_both(derived: Dataset, expected: Dataset, where: str) -> Iterator[st
     for tag in sorted(found.keys() & wanted.keys()):
         if found[tag].keyword not in _OURS_BEFORE:
             yield from _unlike_element(found[tag], wanted[tag], where, _unlike_both)
+
+
+def _uncopied(derived: Dataset, source: Dataset) -> Dataset:
+    """Without attributes that are the source's own, which other rules may have copied as they are."""
+    result = Dataset()
+    for element in derived:
+        if element.tag not in source or canonical(source[element.tag]) != canonical(element):
+            result.add(element)
+    return result
 
 
 def _unlike_element(

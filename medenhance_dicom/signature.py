@@ -40,7 +40,7 @@ def sign(derived: Dataset, key: SigningKey, pixel_digest: str) -> None:
     Args:
         derived: Gets the block; one that it has is replaced.
         key: The site's.
-        pixel_digest: Hex SHA-256 of its Pixel Data, without the pad byte.
+        pixel_digest: Hex SHA-256 of its Pixel Data, without the pad byte; empty for a structured report.
     """
     for tag in _tags(derived):
         del derived[tag]

@@ -143,7 +143,7 @@ def check_file(
     with open_instance(path, Limits(), header_only=True) as (derived, _, pixels):
         pass
     if derived.get("SOPClassUID") == COMPREHENSIVE_SR:
-        return check_report(derived, sources)
+        return check_report(derived, sources, keys)
     if not is_ours(derived):
         return None
     last = pixels is not None and pixels.keyword == "PixelData" and pixels.offset + pixels.length == path.stat().st_size
@@ -180,12 +180,17 @@ def _against_sources(derived: Dataset, path: Path, sources: Iterable[Path], deco
     return min(found, key=len, default=[SOURCE_MISSING])
 
 
-def check_report(document: Dataset, images: Mapping[str, Sequence[Path]] | None = None) -> list[str] | None:
+def check_report(
+    document: Dataset,
+    images: Mapping[str, Sequence[Path]] | None = None,
+    keys: Mapping[str, PublicKey] | None = None,
+) -> list[str] | None:
     """What is wrong with a structured report of ours.
 
     Args:
         document: The report.
         images: SOP Instance UID -> files of images that it may be about.
+        keys: Key id -> key; the report has to be signed by one of them. None: not looked at.
 
     Returns:
         Problems; None if it is not ours.
@@ -209,6 +214,8 @@ def check_report(document: Dataset, images: Mapping[str, Sequence[Path]] | None 
             problems.add("an image that it is about cannot be read")
         for keyword in min(unlike, key=len, default=[]):
             problems.add(f"{keyword}: differs from the image")
+    if keys is not None:
+        problems.update(_SIGNATURES[signature_state(document, keys, "")])
     return sorted(problems)
 
 

@@ -101,7 +101,8 @@ def test_blending_where_nothing_objects_changes_no_byte(samples, tmp_path):
 def test_a_site_key_signs_what_is_written(samples, tmp_path):
     create_key(tmp_path / "site.key")
     source = samples / "study" / "us-abdomen.dcm"
-    enhance([source], tmp_path / "out", recipe="identity", sign_key=tmp_path / "site.key")
+    signed = {"recipe": "identity", "sign_key": tmp_path / "site.key", "structured_report": True}
+    enhance([source], tmp_path / "out", **signed)
     keys = load_public_keys(tmp_path / "site.key.pub")
     enhance([source], tmp_path / "later", recipe="identity")
     assert [result.state for result in verify_files(tmp_path / "later", source, keys)] == ["not signed"]
@@ -109,7 +110,7 @@ def test_a_site_key_signs_what_is_written(samples, tmp_path):
         outcomes = enhance([source], tmp_path / "later", recipe="identity", sign_key=tmp_path / "site.key")
         assert [outcome.repeated for outcome in outcomes] == [repeated]
     assert [result.state for result in verify_files(tmp_path / "later", source, keys)] == ["ok"]
-    assert [result.state for result in verify_files(tmp_path / "out", source, keys)] == ["ok"]
+    assert [result.state for result in verify_files(tmp_path / "out", source, keys)] == ["ok", "ok"]
     (tmp_path / "site.key").chmod(0o644)
     with pytest.raises(ConfigurationError, match="0600"):
         enhance([source], tmp_path / "none", recipe="identity", sign_key=tmp_path / "site.key")

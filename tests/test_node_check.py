@@ -27,6 +27,7 @@ from medenhance_dicom.node.settings import (
     load_settings,
 )
 from medenhance_dicom.node.state import NodeState
+from medenhance_dicom.site_keys import create_key
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -127,6 +128,17 @@ def test_who_may_call(store):
     assert found(deaf, "listener")[0][0] == "wrong"
     bare = settings_of(store, http=HTTP(bind="0.0.0.0", port=0, stow=True))
     assert found(bare, "http")[0][0] == "wrong"
+
+
+def test_the_anchor_and_the_site_key(store, tmp_path):
+    key, other = tmp_path / "site.key", tmp_path / "elsewhere"
+    made = create_key(key)
+    sound = settings_of(store, audit={"anchor": other / "anchor"}, enhance={"sign_key": key})
+    assert found(sound, "audit.anchor") == [("ok", f"{other / 'anchor'} can be written")]
+    assert found(sound, "enhance.sign_key") == [("ok", f"key {made.id}")]
+    key.chmod(0o640)
+    wrong = settings_of(store, audit={"anchor": key / "anchor"}, enhance={"sign_key": key})
+    assert [level for level, _ in found(wrong, "audit.anchor") + found(wrong, "enhance.sign_key")] == ["wrong"] * 2
 
 
 def test_http_outside_loopback_is_in_the_clear(store, tmp_path):

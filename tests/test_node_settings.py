@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from medenhance_dicom.errors import ConfigurationError
+from medenhance_dicom.node.enhancing import run_settings
 from medenhance_dicom.node.settings import Destination, NodeSettings, Rule, load_settings
 
 EXAMPLE = Path(__file__).parent.parent / "docs" / "node.toml"
@@ -47,6 +48,11 @@ def test_the_example_has_every_key():
         for name, field in table.model_fields.items():
             table_or_key = rf"^(# ?)?(\[\[?[a-z.]*{name}\]?\]|{name} = )"
             assert re.search(table_or_key, text, re.MULTILINE), f"{table.__name__}.{name} ({field.annotation})"
+
+
+def test_a_site_key_goes_along_to_what_is_enhanced_and_lies_beside_the_configuration(tmp_path):
+    loaded = load_settings(written(tmp_path, 'store = "store"\n[enhance]\nsign_key = "keys"\n'))
+    assert run_settings(loaded.enhance, tmp_path).sign_key == tmp_path / "keys"
 
 
 def test_what_is_commented_out_loads_too(tmp_path):

@@ -128,6 +128,20 @@ def test_values_that_cannot_be_checked_stop_nothing(good):
     assert found == {good.name: "ok"}
 
 
+def test_a_folder_that_cannot_be_listed_stops_nothing(tmp_path):
+    for name in "ac":
+        _, derived = write(tmp_path / "all" / name)
+    (tmp_path / "all" / "b").mkdir()
+    results = verify_files(tmp_path / "all")
+    found = [next(results)]  # the walk has begun
+    (tmp_path / "all" / "b").rmdir()
+    found += results
+    assert [(result.state, result.path.endswith(".dcm")) for result in found] == [
+        ("ok", True), ("unreadable", False), ("ok", True)
+    ]  # fmt: skip
+    assert derived.name in found[-1].path
+
+
 def test_a_zip_and_its_broken_end(tmp_path, good):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.write(good, "first.dcm")

@@ -85,6 +85,8 @@ def check(settings: NodeSettings, *, now: datetime, peers: bool = True) -> Itera
         if peer.tls:
             yield from _client_tls(f"peer {peer.ae_title} tls", peer.tls, now, named=False)
     yield from _models(settings)
+    if settings.audit.anchor is not None:
+        yield _anchor(settings.audit.anchor)
     if settings.enhance.sign_key is not None:
         yield _sign_key(settings.enhance.sign_key)
     if settings.work.database:
@@ -264,6 +266,13 @@ def port_problems(settings: NodeSettings) -> list[str]:
         except OSError as error:
             problems.append(f"{what}: {bind} port {port}: {error.strerror}")
     return problems
+
+
+def _anchor(file: Path) -> Finding:
+    nearest = next(path for path in (file, *file.absolute().parents) if path.exists())
+    writable = os.access(nearest, os.W_OK) and (nearest == file or nearest.is_dir())
+    words = f"{file} can be written" if writable else f"{file} cannot be written: a cut trail would not show"
+    return Finding("audit.anchor", "ok" if writable else "wrong", words)
 
 
 def _sign_key(place: Path) -> Finding:

@@ -94,7 +94,7 @@ def verify_files(
     with tempfile.TemporaryDirectory(prefix="medenhance-") as scratch, contextlib.ExitStack() as own:
         decoder = decoder or own.enter_context(Decoder())
         walk = _Walk(_by_uid(source, Path(scratch)) if source is not None else None, keys, decoder)
-        found = find_instances([path], Path(scratch))
+        found = find_instances([path], Path(scratch), unlisted=walk.miss)
         if not path.exists():
             next(found)  # raises
         while True:
@@ -105,9 +105,11 @@ def verify_files(
                 break
             if located is None:
                 break
+            yield from walk.missed()
             result = walk.look_at(located, named=located.path == path)
             if result is not None:
                 yield result
+        yield from walk.missed()
         yield from walk.rest()
 
 
@@ -122,6 +124,16 @@ class _Walk:
         self._reports: list[Located] = []
         self._folders_of_ours: set[Path] = set()
         self._unmarked: list[Located] = []
+        self._missed: list[Verified] = []
+
+    def miss(self, folder: Path, why: str) -> None:
+        """Note a folder that cannot be listed."""
+        self._missed.append(Verified(str(folder), "unreadable", [f"cannot be listed: {why}"]))
+
+    def missed(self) -> list[Verified]:
+        """What was noted since, once."""
+        missed, self._missed = self._missed, []
+        return missed
 
     def look_at(self, located: Located, *, named: bool) -> Verified | None:
         """One file's result; None: it is another's, or comes with `rest`."""
@@ -165,7 +177,7 @@ class _Walk:
             for uid, paths in self._images.items():
                 images[uid] = [*images.get(uid, []), *paths]
             try:
-                yield _judged(located, check_file(located.path, images) or [])
+                yield _judged(located, check_file(located.path, images, self._keys) or [])
             except InputError as error:
                 yield Verified(located.name, "unreadable", [str(error)])
         for located in self._unmarked:
