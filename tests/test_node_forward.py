@@ -198,7 +198,7 @@ def test_what_can_be_rewritten_in_what():
     assert targets_of(ExplicitVRBigEndian) == ()
     for syntax in ("1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.8.1", "1.2.840.10008.1.2.1.98"):
         assert targets_of(syntax) == (EXPLICIT, IMPLICIT)
-    for syntax in ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.7.1", "1.2.3"):
+    for syntax in ("1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.64", "1.2.840.10008.1.2.7.1", "1.2.3"):
         assert targets_of(syntax) == ()
 
 

@@ -22,7 +22,7 @@ from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import UnreadableInstanceError, UnsupportedInstanceError
 from medenhance_dicom.lossy import enter_loss
 from medenhance_dicom.part10 import UNDEFINED_LENGTH, Limits, PixelElement, _quiet_pydicom, open_instance
-from medenhance_dicom.transfer_syntaxes import kind_of
+from medenhance_dicom.transfer_syntaxes import coding_of
 from medenhance_dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 TARGETS = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
@@ -33,8 +33,8 @@ _NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLit
 
 
 def targets_of(syntax: str) -> tuple[UID, ...]:
-    """Into which syntaxes a file of that one can be rewritten; none for video, big endian and what holds no pixels."""
-    if syntax == ExplicitVRBigEndian or kind_of(syntax) in (None, "video"):
+    """Into which syntaxes a file of that one can be rewritten; none for big endian and what has no decoder."""
+    if syntax == ExplicitVRBigEndian or coding_of(syntax) is None:
         return ()
     return tuple(target for target in TARGETS if target != syntax)
 
