@@ -24,14 +24,23 @@ SATURATED = 0.55  # range of the channels over the largest; tinted tissue, skin 
 SMALLEST, FEWEST = 1e-3, 64  # of the frame, and pixels
 EVEN, EVEN_SHARE, FLAT = 2 / 255, 0.8, 40 / 255  # steps from pixel to pixel, and the spread of a whole patch
 LEVELS, COMMON = 16, 0.05  # of grey, and the share of lit pixels from which on a level tells its tint
+RING, DARKEST, TISSUE_SHARE, SPECKLE = (
+    8,
+    10 / 255,
+    0.6,
+    4 / 255,
+)  # pixels around a patch that are tissue, and their spread
+TWO_WAYS = 0.15  # of a patch are red, and blue
+RAINBOW_SHARE, HUE_SHARE = 0.3, 0.08  # of the lit pixels, and of these
 EVERYWHERE = np.ones((3, 3), bool)
 
 
 def shows_flow(picture: NDArray[np.float32]) -> bool:
     """Whether there is a patch of strong, uneven colour in a picture that is grey or of one tint otherwise.
 
-    Text, calipers, box outlines and traces are too thin; colour bars, headers and logos are even in a direction; sepia
-    and other tints of grey levels are common to the picture; one that is coloured all over is no ultrasound of tissue.
+    Text, calipers, box outlines and traces are too thin; headers and logos are even in a direction, not amid speckle,
+    and not red and blue; sepia and other tints of grey levels are common to the picture. One that is coloured all over
+    is no ultrasound of tissue, unless in the hues of a rainbow.
 
     Args:
         picture: (H, W, 3), RGB in [0, 1].
@@ -43,6 +52,8 @@ def shows_flow(picture: NDArray[np.float32]) -> bool:
         return False
     beyond = range_
     if np.mean(range_[lit] <= GREY) < GREY_SHARE:
+        if _is_rainbow(picture[lit & (range_ >= STRONG) & (range_ >= SATURATED * largest)], int(lit.sum())):
+            return True
         beyond = _beyond_tint(picture, largest, lit)
         if np.mean(beyond[lit] <= TINTED) < TINTED_SHARE:
             return False
@@ -50,13 +61,24 @@ def shows_flow(picture: NDArray[np.float32]) -> bool:
     side = min(largest.shape)
     thin = 3 if side < 200 else 5 if side < 700 else 7
     patches, _ = ndimage.label(ndimage.binary_opening(coloured, np.ones((thin, thin), bool)), EVERYWHERE)
-    boxes = ndimage.find_objects(patches)
-    area = sum(
-        int(patch.sum())
-        for label, box in enumerate(boxes, start=1)
-        if not _is_drawn(picture[box], patch := patches[box] == label)
-    )
+    area = 0
+    for label, box in enumerate(ndimage.find_objects(patches), start=1):
+        wide = tuple(slice(max(part.start - RING, 0), part.stop + RING) for part in box)
+        patch = patches[wide] == label
+        if _in_tissue(largest[wide], patch, coloured[wide]) or not _is_drawn(picture[wide], patch):
+            area += int(patch.sum())
     return area >= max(SMALLEST * largest.size, FEWEST)
+
+
+def _is_rainbow(coloured: NDArray[np.float32], lit: int) -> bool:
+    """Whether strongly coloured pixels (N, 3) of `lit` have hues from red to blue, as a map over all tissue has."""
+    if len(coloured) < RAINBOW_SHARE * lit:
+        return False
+    strongest, weakest = coloured.argmax(axis=1), coloured.argmin(axis=1)
+    hues = np.bincount(3 * strongest + weakest, minlength=9) / len(coloured)  # six sectors of the circle of hues
+    return bool(
+        np.bincount(strongest, minlength=3).min() >= HUE_SHARE * len(coloured) and (hues >= HUE_SHARE).sum() >= 4
+    )
 
 
 def _beyond_tint(picture: NDArray[np.float32], largest: NDArray[np.float32], lit: Mask) -> NDArray[np.float32]:
@@ -72,8 +94,22 @@ def _beyond_tint(picture: NDArray[np.float32], largest: NDArray[np.float32], lit
     return beyond
 
 
+def _in_tissue(largest: NDArray[np.float32], patch: Mask, coloured: Mask) -> bool:
+    """Whether a patch has speckle around it, as no header, logo or colour bar has."""
+    near = ndimage.binary_dilation(patch, EVERYWHERE, iterations=2)
+    around = ndimage.binary_dilation(near, EVERYWHERE, iterations=RING - 2) & ~near & ~coloured
+    values = largest[around]
+    return bool(values.size and np.mean(values >= DARKEST) >= TISSUE_SHARE and np.std(values) >= SPECKLE)
+
+
 def _is_drawn(part: NDArray[np.float32], patch: Mask) -> bool:
-    """Whether a patch is even as only graphics are: of one colour, or without a change along rows or columns."""
+    """Whether a patch is even as only graphics are: of one colour, or without a change along rows or columns.
+
+    One of red and blue is a velocity map or its colour bar, however even.
+    """
+    strongest = part[patch].argmax(axis=1)
+    if min(np.mean(strongest == 0), np.mean(strongest == 2)) >= TWO_WAYS:
+        return False
     inner = ndimage.binary_erosion(patch, EVERYWHERE, iterations=2)
     low, high = np.percentile(part[inner if inner.any() else patch], (10, 90), axis=0)
     if (high - low).max() <= FLAT:

@@ -175,6 +175,18 @@ def test_a_window_narrower_than_one_is_taken_as_it_stands(tmp_path, maps_of):
     assert maps_of([path])["1.dcm"][0] == pytest.approx((0.005, 0.355))
 
 
+def test_cases_of_others(cases_folder, maps_of):
+    """CT with windows by slice, and with an empty one; two exposures; MR with slopes by slice, and by frame."""
+    slices_of_ct = maps_of([cases_folder / f"ct_perslice_window_{n}.dcm" for n in (1, 2)])
+    assert list(slices_of_ct.values()) == [[(-160, 239)], [(-1350, 149)]]
+    assert maps_of([cases_folder / "ct_two_windows_first_empty.dcm"]).popitem()[1] == [(-160, 239)]
+    assert maps_of([cases_folder / "ct_window_lt1.dcm"]).popitem()[1][0] == pytest.approx((0.005, 0.355))
+    assert maps_of([cases_folder / "cr_pair"])["b.dcm"] == maps_of([cases_folder / "cr_alone"])["b.dcm"]
+    assert len({tuple(maps) for maps in maps_of([cases_folder / "mr_slopes"]).values()}) == 1
+    (frames,) = maps_of([cases_folder / "emr_perframe_slopes.dcm"]).values()
+    np.testing.assert_allclose([high / frames[0][1] for _, high in frames], [1, 0.1, 10], rtol=0.1)
+
+
 # --------------------------------------------------------------------------------------------------- what is judged
 
 
@@ -188,7 +200,7 @@ def sources(folder):
         "CR": write(folder, 1, "CR", 200 + 60 * noisy),
         "CT": write(folder, 2, "CT", padded, RescaleSlope="2", WindowCenter="0", WindowWidth="1500"),
         "MR": write(folder, 3, "MR", 300 * (1 + noisy * np.linspace(0.2, 1, 64))),
-        "US": write(folder, 4, "US", colour),
+        "US": write(folder, 4, "US", np.repeat(180 * noisy.clip(0, 1)[..., None], 3, axis=2)),
         "VL": write(folder, 5, "VLPhotographic", colour),
         "XA": write(folder, 6, "XA", np.stack([100 * CAMERA, 180 * CAMERA])),
         "EnhancedMR": frames_of_three_scales(folder, 7),
