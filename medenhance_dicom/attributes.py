@@ -66,6 +66,7 @@ IDENTITY = _named("identity")
 
 _ASCII = ("", "ISO_IR 6", "ISO 2022 IR 6")
 """Default repertoires: bytes above 127 are letters only behind an escape sequence (PS3.5 section 6.1.2.5)."""
+_UNDECLARED = "{} has letters beyond ASCII, and no Specific Character Set says which"
 _ESCAPED = re.compile(rb"\x1b(?!\(B)[^\^=\\]*")
 """What an escape sequence holds for: until the end of a component or value."""
 
@@ -104,14 +105,19 @@ def copied(source: Dataset, keywords: Collection[str]) -> Dataset:
         DerivationError: An identifying attribute, or a person's name, that cannot be carried; names the attribute.
     """
     result = Dataset()
-    unknown_text = not _charset_is_known(source)
+    terms = _charsets(source)
+    unknown_text = not terms or terms[0] in _ASCII or any(term not in python_encoding for term in terms)
+    declared = any(term in python_encoding and term not in _ASCII for term in terms)
     for element in source:
         if element.keyword in keywords:
             kept = _copied_element(element, unknown_text)
+            if element.keyword in IDENTITY:
+                if kept is None:
+                    raise DerivationError(f"{element.keyword} has a value that cannot be carried over")
+                if not declared and not _texts(kept.value).isascii():
+                    raise DerivationError(_UNDECLARED.format(element.keyword))
             if kept is not None:
                 result[element.tag] = kept
-            elif element.keyword in IDENTITY:
-                raise DerivationError(f"{element.keyword} has a value that cannot be carried over")
     return _with_usable_windows(result)
 
 
@@ -207,7 +213,7 @@ def _text_of(name: PersonName | str | None, keyword: str, unknown_text: bool) ->
     text = str(name or "")
     original = getattr(name, "original_string", None) or b""
     if unknown_text and not _ESCAPED.sub(b"", original).isascii():
-        raise DerivationError(f"{keyword} has letters beyond ASCII, and no Specific Character Set says which")
+        raise DerivationError(_UNDECLARED.format(keyword))
     if "\ufffd" in text or "\x1b" in text:
         raise DerivationError(f"{keyword} is not readable in the Specific Character Set that the file declares")
     try:
@@ -223,9 +229,8 @@ def _texts(value: object) -> str:
     return "".join(v for v in value if isinstance(v, str)) if isinstance(value, list | tuple) else ""
 
 
-def _charset_is_known(source: Dataset) -> bool:
-    """Whether Specific Character Set says which letters unescaped bytes above 127 are (PS3.3 C.12.1.1.2)."""
+def _charsets(source: Dataset) -> list[str]:
+    """Specific Character Set (PS3.3 C.12.1.1.2), with the punctuation that pydicom forgives put right."""
     declared = source.get("SpecificCharacterSet")
     terms = [declared] if isinstance(declared, str) else list(declared or [])
-    terms = [str(term).replace("ISO-IR", "ISO_IR").replace("ISO IR", "ISO_IR") for term in terms]
-    return bool(terms) and terms[0] not in _ASCII and all(term in python_encoding for term in terms)
+    return [str(term).replace("ISO-IR", "ISO_IR").replace("ISO IR", "ISO_IR") for term in terms]

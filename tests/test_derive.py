@@ -601,6 +601,16 @@ def test_names_that_cannot_be_read_are_refused_without_being_shown(charset, raw,
     assert "ller" not in str(caught.value)
 
 
+@pytest.mark.parametrize("keyword", ["PatientID", "AccessionNumber", "StudyID"])
+def test_identifiers_in_undeclared_letters_are_refused(tmp_path, keyword):
+    source_path = tmp_path / "source.dcm"
+    synthetic.make_file(source_path, "OP8", SpecificCharacterSet=None, **{keyword: "XXXX"}, PatientName="A^B")
+    data = source_path.read_bytes()
+    source_path.write_bytes(data.replace(b"XXXX", "ÄB-1".encode("latin-1")))
+    with pytest.raises(DerivationError, match=f"{keyword} has letters beyond ASCII"):
+        derive_file(source_path, tmp_path)
+
+
 def test_chinese_names_with_escape_sequences_are_carried(tmp_path):
     """PS3.5 annex K.3: each component designates GB 2312 anew."""
     raw, source_path = b"Wang^XiaoDong=\x1b$)A\xcd\xf5^\x1b$)A\xd0\xa1\xb6\xab=", tmp_path / "source.dcm"
