@@ -102,6 +102,29 @@ def test_other_bytes_while_the_first_are_held_are_set_aside_and_nothing_is_made_
     assert replacements(node.delivered()) == {"Test^One": None}
 
 
+def test_what_stands_damaged_is_replaced_and_somebody_elses_object_keeps_the_job_from_ending(tmp_path):
+    node = Node(tmp_path)
+    node.take_in(PatientName="Test^One")
+    (there,) = node.out.rglob("*.dcm")
+    good = there.read_bytes()
+    for damaged in (good[: len(good) // 3], good[:-9] + bytes([good[-9] ^ 1]) + good[-8:]):
+        node.remove_finished()
+        there.write_bytes(damaged)
+        node.take_in(PatientName="Test^One")
+        assert replacements(node.delivered()) == {"Test^One": None}
+    node.remove_finished()
+    other = good.replace(b"Test^One", b"Test^Two")
+    there.write_bytes(other)
+    _, key = node.receive(PatientName="Test^One")
+    job = node.spool.seal(key, partial=False)
+    assert node.work.go(job.job_id, "enhance", threading.Event()).then
+    result = node.work.go(job.job_id, "to.folder", threading.Event())
+    assert (result.state, "PatientName" in result.say) == ("failed", True)
+    assert there.read_bytes() == other
+    assert list((job.folder / "derived").rglob("*.dcm"))
+    assert not (job.folder / "done.json").exists()
+
+
 @pytest.mark.slow
 def test_a_job_that_another_host_does_again_puts_no_second_object_into_the_destination(tmp_path):
     """With another engine, whose pixels differ."""
