@@ -98,6 +98,13 @@ def test_other_options_have_everything_judged_again(plan):
     assert planning.make_plan(plan).chosen == 4
 
 
+def test_a_named_recipe_is_planned_only_for_what_it_is_for(plan):
+    plan.set_options({"recipe": "us-clahe"})
+    assert planning.make_plan(plan) == planning.Judged(chosen=2, left_out=2)
+    reasons = {one["reason"] for one in reporting.files(plan) if (one["reason"] or "").startswith("WRONG_KIND")}
+    assert reasons == {"WRONG_KIND: recipe us-clahe is not for SOP Class UID VL Endoscopic Image Storage, Modality ES"}
+
+
 def test_other_recipes_have_everything_judged_again(plan, monkeypatch):
     planning.make_plan(plan)
     before = {series.series: series.method for series in plan.open_series()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from medenhance_dicom.cli import _problem
 from medenhance_dicom.errors import ModelError, RecipeError
 from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.recipe import load_recipes
@@ -92,6 +93,17 @@ def test_weights_that_nothing_takes_are_an_error(ultrasound):
         recipes_of(Settings(recipe="us-clahe", weights="stillgan-fundus-2"))
     with pytest.raises(RecipeError, match=r"no recipe chosen here takes weights \(us-clahe\)"):
         planned([ultrasound], weights="stillgan-fundus-2")
+
+
+def test_recipes_verify_names_a_recipe_that_its_weights_are_not_for():
+    manifest, fundus = load_manifest(), RECIPES["op-fundus-stillgan"]
+    assert _problem(fundus, manifest) is None
+    wider = fundus.model_copy(update={"match": fundus.match | {"Modality": ("OP", "XC")}})
+    assert _problem(wider, manifest) == "weights stillgan-fundus-2 are not for all of its Modality"
+    looser = fundus.model_copy(update={"match": {"Modality": ("OP",)}})
+    assert _problem(looser, manifest) == (
+        "weights stillgan-fundus-2 are not for all of its SOPClassUID, PhotometricInterpretation"
+    )
 
 
 def test_every_shipped_network_is_for_all_that_its_recipes_are_for():
