@@ -1,7 +1,7 @@
-"""The whole flow: DICOM in, derived DICOM out. Read `Enhancement._enhance_series` for one instance's way.
+"""The whole flow: DICOM in, derived DICOM out. Read `Enhancement._enhance_instance` for one instance's way.
 
 Memory is flat in the number of instances and frames: headers are read when their turn comes, frames are decoded,
-enhanced and written to a scratch file in batches.
+enhanced, judged and written to a scratch file one by one.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def verdict_of(
 ) -> Verdict:
     """The verdict on an instance from what was measured of all its frames; the worst frame of each check decides.
 
-    Frames of an instance that is worked on in batches can be examined one by one, and judged together at the end.
+    Frames of an instance can be examined one by one, as they come, and judged together at the end.
     Limits that are in doubt let nothing be better than `warned`, in any mode, nor does a check that is wanted and could
     not be made.
 
