@@ -63,8 +63,8 @@ MAY_DIFFER = {
     "SoftwareVersions": "by which version of ours, by which engine and in which precision it was made; all places "
     "that say so say the same",
     "DerivationDescription": "what the structure check said; its wording is held to its form",
-    "ContributionDescription": "digests of recipe, weights and guide, and with a recipe that is not among the shipped "
-    "ones its name, method, weights, guide, steps, parameters and marking; SOP Instance UID follows from the digests",
+    "ContributionDescription": "digests of recipe, weights and guide; with a recipe that is not among the shipped ones "
+    "its name, method, weights, guide, steps, parameters, marking and Series Number offset",
     "OriginalAttributesSequence": "which object it replaces, where its source was corrected",
     "OperatorsName": "who released it against the structure check, when (InstanceCreationDate) and why",
     "PixelData": "the new pixels; padding is the source's",

@@ -149,7 +149,9 @@ def check_file(
     last = pixels is not None and pixels.keyword == "PixelData" and pixels.offset + pixels.length == path.stat().st_size
     digest = pixel_digest(path, derived) if last else None
     problems = list(_file(derived))
-    if digest is None:
+    if pixels is None:
+        problems.append("PixelData: missing, the file is cut")
+    elif digest is None:
         problems.append("Pixel Data is not the last element, or not of the size that the header declares")
     problems += assert_derived(derived, pixel_digest=digest)
     if sources is not None:

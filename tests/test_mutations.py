@@ -51,7 +51,7 @@ from tests.test_verify import PROVENANCE
 EDITS = 200
 TEXTS = {"PN": "Test^Other", "DA": "20240301", "TM": "121314", "DT": "20240301121314", "AS": "055Y", "UI": "1.2.3.4.5"}
 PIXELS = hashlib.sha256(b"the new pixels").hexdigest()
-FULL = replace(
+UNKNOWN = replace(
     PROVENANCE,
     verdict="Structure check passed: LaSSIM 0.973.",
     weights="tiny-1",
@@ -61,6 +61,26 @@ FULL = replace(
     parameters="strength 0.5",
     not_quantitative=True,
 )
+"""Of a recipe that is not among the shipped ones."""
+
+
+def shipped(name):
+    recipe = next(recipe for recipe in load_recipes() if recipe.name == name)
+    return replace(
+        UNKNOWN,
+        recipe=recipe.name,
+        recipe_digest=recipe.digest,
+        method="stillgan" if recipe.enhancer.weights else recipe.enhancer.method,
+        weights=recipe.enhancer.weights,
+        weights_digest="cd" * 32 if recipe.enhancer.weights else None,
+        steps=steps_of(recipe.derived.steps),
+        parameters=recipe.parameters_in_words(),
+        series_description=recipe.derived.series_description,
+        series_number_offset=recipe.derived.series_number_offset,
+    )
+
+
+FULL = shipped("op-fundus-stillgan")
 
 
 @cache
@@ -249,7 +269,7 @@ DIFFERENT = {
     "ContributionDateTime": ("OP8", all_times),
     "SoftwareVersions": ("OP8", lambda derived: texts(derived, "engine torch fp32", "engine openvino bf16")),
     "DerivationDescription": ("EnhancedMR", lambda derived: texts(derived, "LaSSIM 0.973", "LaSSIM 0.999")),
-    "ContributionDescription": ("OP8", lambda derived: texts(derived, "strength 0.5", "strength 0.6")),
+    "ContributionDescription": ("OP8", lambda derived: texts(derived, "strength 0.5", "strength 0.6"), UNKNOWN),
     "OriginalAttributesSequence": ("OP8", lambda derived: name_replaced(derived, "2.25.1", "2.25.2")),
     "OperatorsName": ("OP8", lambda derived: None),  # test_a_released_object
     "PixelData": ("OP8", lambda derived: None),  # test_new_pixels_are_the_signature_s_business
@@ -262,8 +282,8 @@ def test_the_list_says_all():
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_what_may_differ_is_covered_by_the_digest(name, folder):
-    kind, apply = DIFFERENT[name]
-    path, source, derived = made(folder, kind)
+    kind, apply, *provenance = DIFFERENT[name]
+    path, source, derived = made(folder, kind, *provenance)
     mutant = copy.deepcopy(derived)
     apply(mutant)
     if mutant != derived:
@@ -271,6 +291,15 @@ def test_what_may_differ_is_covered_by_the_digest(name, folder):
             assert problems(mutant, source, path)
         forge(mutant)
     assert problems(mutant, source, path) == []
+
+
+def test_the_series_number_of_an_unknown_recipe(folder):
+    path, source, derived = made(folder, "OP8", UNKNOWN)
+    for number, good in ((302, True), (402, False)):
+        mutant = copy.deepcopy(derived)
+        mutant.SeriesNumber = number
+        forge(mutant)
+        assert (problems(mutant, source, path) == []) is good
 
 
 @pytest.mark.parametrize("keyword", ["ContentTime", "SeriesDate", "InstanceCreationDate"])
@@ -297,12 +326,7 @@ def test_the_description_is_held_to_its_form(before, after, folder):
 
 
 def test_a_shipped_recipe_says_what_it_is(folder):
-    recipe = next(recipe for recipe in load_recipes() if recipe.name == "us-clahe")
-    said = replace(
-        FULL, recipe=recipe.name, recipe_digest=recipe.digest, method="clahe", weights=None, weights_digest=None,
-        steps=steps_of(recipe.derived.steps), parameters=recipe.parameters_in_words(),
-        series_description=recipe.derived.series_description, series_number_offset=recipe.derived.series_number_offset,
-    )  # fmt: skip
+    said = shipped("us-clahe")
     path, source, good = made(folder, "US", said)
     assert problems(good, source, path) == []
     for change in (

@@ -141,7 +141,7 @@ class _Walk:
         try:
             if not looks_like_dicom(located.path) and located.path.exists():
                 expected = named or name.suffix.lower() == ".dcm" or _UID.fullmatch(name.name)
-                return Verified(located.name, "unreadable", ["not a DICOM file"]) if expected else None
+                return Verified(located.name, "unreadable", [_no_dicom(located.path)]) if expected else None
             instance = read_instance(located.path)
             if instance.get("SOPClassUID") == COMPREHENSIVE_SR:
                 if is_ours(instance):
@@ -183,6 +183,10 @@ class _Walk:
         for located in self._unmarked:
             if located.path.parent in self._folders_of_ours:
                 yield Verified(located.name, "altered", ["stands among objects of ours, and nothing in it is ours"])
+
+
+def _no_dicom(path: Path) -> str:
+    return "not a DICOM file" if path.stat().st_size else "an empty file"
 
 
 def _judged(located: Located, problems: list[str]) -> Verified:
