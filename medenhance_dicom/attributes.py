@@ -17,7 +17,7 @@ from typing import Any
 
 from pydicom import Dataset
 from pydicom.charset import python_encoding
-from pydicom.datadict import keyword_for_tag
+from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataelem import DataElement
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
@@ -60,6 +60,8 @@ POINTED_AT = _named("pointed-at")
 
 _WINDOW = ("WindowCenter", "WindowWidth", "WindowCenterWidthExplanation")
 
+_EMPTIED = frozenset(("AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM"))
+
 IDENTITY = _named("identity")
 """A source whose values of these cannot be carried over is refused rather than orphaned (requirements R3, R11)."""
 
@@ -99,7 +101,8 @@ def copied(source: Dataset, keywords: Collection[str]) -> Dataset:
     """The named attributes of a data set, as they are, ready to be written in UTF-8.
 
     Nothing private, no group length and nothing of `NEVER` comes along, at any depth. Values that do not fit their VR
-    (`part10` reads them as UN; DS that are no finite numbers) stay behind, and of the windows those that lack a number.
+    (`part10` reads them as UN; DS that are no finite numbers) stay behind: at top level the attribute is there, but
+    empty, for it may be of type 2. Of the windows those stay behind that lack a number.
 
     Raises:
         DerivationError: An identifying attribute, or a person's name, that cannot be carried; names the attribute.
@@ -118,6 +121,8 @@ def copied(source: Dataset, keywords: Collection[str]) -> Dataset:
                     raise DerivationError(_UNDECLARED.format(element.keyword))
             if kept is not None:
                 result[element.tag] = kept
+            elif dictionary_VR(element.tag) in _EMPTIED:
+                result[element.tag] = DataElement(element.tag, dictionary_VR(element.tag), None)
     return _with_usable_windows(result)
 
 

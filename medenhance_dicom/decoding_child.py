@@ -177,15 +177,14 @@ def _encoding(opened: _Opened, limits: Limits) -> Encoding:
     length = sum(length for frame in plan.fragments for _, length in frame)
     if plan.coding != "codestream":
         return Encoding(length)
-    found: list[bool | None] = []
-    kind = None
-    for index in range(plan.count):
-        stream = _inspected(opened, index, limits)
-        kind = stream.kind
-        found.append(stream.reversible)
-        if stream.reversible is False:
+    first = _inspected(opened, 0, limits)
+    found = [first.reversible]
+    for index in range(1, plan.count):
+        if found[-1] is False:
             break
-    return Encoding(length, kind, False if False in found else None if None in found else True)
+        found.append(_inspected(opened, index, limits).reversible)
+    reversible = False if False in found else None if None in found else True
+    return Encoding(length, first.kind, reversible, first.precision, first.signed, first.colour)
 
 
 def _inspected(opened: _Opened, index: int, limits: Limits) -> Codestream:

@@ -45,9 +45,9 @@ from medenhance_dicom.image_modules import (
     frame_increment,
     image,
     image_pixel,
-    laterality,
     lossy_history,
     multi_frame_secondary_capture,
+    orientation,
 )
 from medenhance_dicom.left_behind import left_behind
 from medenhance_dicom.overlays import own_planes, set_data, set_layout
@@ -170,7 +170,7 @@ def _derived(source: Dataset, pixels: PixelSummary, provenance: Provenance) -> D
     if sop_class.uid in _MULTI_FRAME_SC:
         multi_frame_secondary_capture(derived, making)
     frame_increment(derived, making)
-    laterality(derived, making)
+    orientation(derived, making)
     _identity(derived, making)
     return Derivation(derived, lost)
 
@@ -200,7 +200,7 @@ def _taken_over(
     for part in (derived, _scanner(source)):
         carried.update(part)
     grouped = _is_grouped(source, sop_class, converted=converted)
-    return derived, left_behind(source, carried, keywords | EQUIPMENT, grouped=grouped)
+    return derived, left_behind(source, carried, keywords | EQUIPMENT, grouped=grouped, encoding=pixels.encoding)
 
 
 def _overlays(source: Dataset, pixels: PixelSummary) -> Dataset:

@@ -21,6 +21,7 @@ from medenhance_dicom.sop_classes import SopClass, derived_image_type, image_typ
 if TYPE_CHECKING:
     from medenhance_dicom.frames import PixelFormat
 
+_MOST_CHARACTERS = 65534  # of a value of VR SH, PS3.5 section 7.1.2
 _INCREMENTS = ("FrameTime", "FrameTimeVector", *sorted(POINTED_AT - {"FrameTime", "FrameTimeVector"}))
 
 
@@ -122,8 +123,6 @@ def multi_frame_secondary_capture(derived: Dataset, making: Making) -> None:
     derived.SecondaryCaptureDeviceManufacturer = MANUFACTURER
     derived.SecondaryCaptureDeviceManufacturerModelName = MODEL_NAME
     derived.SecondaryCaptureDeviceSoftwareVersions = making.provenance.version
-    if "PatientOrientation" not in derived and "ImageOrientationPatient" not in derived:
-        derived.PatientOrientation = None
     derived.BurnedInAnnotation = making.source.get("BurnedInAnnotation") or "YES"
     if making.pixels.format.samples == 1:
         _with_defaults(derived, PresentationLUTShape="IDENTITY")
@@ -140,29 +139,41 @@ def _with_defaults(derived: Dataset, **values: str) -> None:
 def frame_increment(derived: Dataset, making: Making) -> None:
     """Frame Increment Pointer (PS3.3 C.7.6.6, C.8.6.3): what the source says of the step from frame to frame.
 
-    It names only attributes that are there; one whose target cannot come along (a private sequence, say) goes. Where
-    the source says nothing, frames of Secondary Capture are labelled by their numbers, which claims no timing.
+    It names what is there. Where the source says nothing, or what it names cannot come along (a private sequence, say),
+    frames are labelled by their numbers, which claims no timing. X-ray IODs know timing only (C.8.7.1): there a source
+    that names nothing keeps its fault.
     """
-    pointers = derived.get("FrameIncrementPointer")
-    if "FrameIncrementPointer" in derived:
-        del derived.FrameIncrementPointer
-    listed = list(pointers) if isinstance(pointers, MultiValue) else [pointers]
-    there = [tag for tag in listed if tag in derived]
     iod, frames = making.sop_class.iod, making.pixels.number_of_frames
+    named = derived.get("FrameIncrementPointer")
+    pointers = list(named) if isinstance(named, MultiValue) else [named] if named else []
+    there = [tag for tag in pointers if tag in derived]
     if not there and frames > 1 and "FrameIncrementPointer" in attributes_of(iod):
         known = [keyword for keyword in _INCREMENTS if derived.get(keyword) not in (None, "")]
-        if not known and "FrameLabelVector" in attributes_of(iod):
-            known, derived.FrameLabelVector = ["FrameLabelVector"], [str(n) for n in range(1, frames + 1)]
-        there = [tag_for_keyword(keyword) for keyword in known[:1]]
+        labels = [str(number) for number in range(1, frames + 1)]
+        if known:
+            there = [tag_for_keyword(known[0])]
+        elif making.sop_class.kind == "XA" and not any(tag in making.source for tag in pointers):
+            there = pointers
+        elif len("\\".join(labels)) <= _MOST_CHARACTERS:
+            derived.FrameLabelVector, there = labels, [tag_for_keyword("FrameLabelVector")]
+    if "FrameIncrementPointer" in derived:
+        del derived.FrameIncrementPointer
     if there:
         derived.FrameIncrementPointer = there if len(there) > 1 else there[0]
 
 
-def laterality(derived: Dataset, making: Making) -> None:
-    """Series Laterality is type 2C: empty where nothing says which part of whose body it is (PS3.3 C.7.3.1)."""
+def orientation(derived: Dataset, making: Making) -> None:
+    """What is type 2C of where the patient lies: empty where nothing says it.
+
+    Laterality of the series, without which part of whose body it is (PS3.3 C.7.3.1); Patient Orientation of Secondary
+    Capture without a position (C.7.6.1).
+    """
+    kind = making.sop_class.kind
     said = ("Laterality", "BodyPartExamined", "ImageLaterality", "AnatomicRegionSequence", "ContainerIdentifier")
-    if making.sop_class.kind not in ("ENHANCED", "OCT") and not any(keyword in derived for keyword in said):
+    if kind not in ("ENHANCED", "OCT") and not any(keyword in derived for keyword in said):
         derived.Laterality = None
+    if kind == "SC" and "PatientOrientation" not in derived and "ImageOrientationPatient" not in derived:
+        derived.PatientOrientation = None
 
 
 def date_and_time(moment: datetime) -> tuple[str, str]:

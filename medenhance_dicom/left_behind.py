@@ -2,7 +2,7 @@
 
 Listed is what a reader would miss: overlay planes, curves and audio (50xx), graphic annotations, a display shutter,
 transforms of single frames, attributes that a derived object of this class has but whose value cannot be carried, and
-what a palette says of its entries where these contradict it: a reader that believes it shows other colours.
+what the header says of palettes and codestreams that contradict it: a reader that believes it shows something else.
 Not listed is what no longer holds beside new pixels (`attributes.NEVER`), what is private, and what the class does not
 have. No value is ever quoted, for it may be a patient's.
 """
@@ -16,6 +16,7 @@ from pydicom.dataelem import DataElement
 from pydicom.multival import MultiValue
 
 from medenhance_dicom.attributes import NEVER
+from medenhance_dicom.lossy import Encoding
 from medenhance_dicom.overlays import DATA, POSITION
 from medenhance_dicom.palette import palette_of
 
@@ -30,7 +31,9 @@ _OF_OTHERS = {"SpecificCharacterSet", "WindowCenterWidthExplanation"}  # they go
 _FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
-def left_behind(source: Dataset, carried: Dataset, keywords: Collection[str], *, grouped: bool) -> list[str]:
+def left_behind(
+    source: Dataset, carried: Dataset, keywords: Collection[str], *, grouped: bool, encoding: Encoding | None = None
+) -> list[str]:
     """What stays behind, each in a few words.
 
     Args:
@@ -38,6 +41,7 @@ def left_behind(source: Dataset, carried: Dataset, keywords: Collection[str], *,
         carried: What the derived object takes over.
         keywords: Those that a derived object of this class takes over where their value can be carried.
         grouped: The derived object has the functional groups of the source.
+        encoding: Of the source's Pixel Data, where known.
     """
     found = [*_planes(source, carried), *_curves(source)]
     found += dict.fromkeys(
@@ -46,6 +50,8 @@ def left_behind(source: Dataset, carried: Dataset, keywords: Collection[str], *,
     if not grouped and any(source.get(keyword) for keyword in _FRAME_GROUPS):
         found.append("functional groups of single frames")
     found += _overruled_palette(source)
+    if encoding is not None:
+        found += _overruled_header(source, encoding)
     for keyword in dict.fromkeys(_uncarried(source, carried, keywords)):
         found.append(f"{keyword}: a value that cannot be carried")
     return found
@@ -78,6 +84,17 @@ def _overruled_palette(source: Dataset) -> Iterator[str]:
             yield f"what the palette's descriptors say: {palette.declared} bits, while its entries have {palette.bits}"
 
 
+def _overruled_header(source: Dataset, encoding: Encoding) -> Iterator[str]:
+    """What the header says of codestreams that say something else: a reader that believes it shows other pixels."""
+    photometric = str(source.get("PhotometricInterpretation") or "")
+    if encoding.colour and photometric.startswith("YBR") != (encoding.colour == "YCbCr"):
+        yield f"what PhotometricInterpretation says: {photometric}, while the codestream is {encoding.colour}"
+    if encoding.kind == "JPEG 2000" and encoding.precision != source.get("BitsStored"):  # PS3.5 A.4.4 has them equal
+        yield f"what BitsStored says: {source.get('BitsStored')}, while the codestream has {encoding.precision}"
+    if encoding.signed and not source.get("PixelRepresentation"):
+        yield "what PixelRepresentation says: unsigned, while the codestream is signed"
+
+
 def _has(instance: Dataset, group: int, element: int) -> bool:
     found = instance.get((group, element))
     return found is not None and not _is_empty(found)
@@ -99,8 +116,8 @@ def _uncarried(source: Dataset, carried: Dataset, keywords: Collection[str]) -> 
 
 def _count(element: DataElement) -> int:
     """How many values there are, without empty ones."""
-    value = element.value
-    return sum(v not in (None, "") for v in value) if isinstance(value, MultiValue) else 1
+    values = element.value if isinstance(element.value, MultiValue) else [element.value]
+    return sum(value not in (None, "") for value in values)
 
 
 def _is_empty(element: DataElement) -> bool:

@@ -37,6 +37,10 @@ class Encoding:
     """Of their codestreams, see `codestream.Kind`; None where they are none."""
     reversible: bool | None = None
     """Of all of them, see `codestream.Codestream`: False where one loses something, None where that is not told."""
+    precision: int | None = None
+    """Of the first codestream, as the next two."""
+    signed: bool = False
+    colour: str | None = None
 
 
 def enter_loss(history: Dataset, encoding: Encoding, transfer_syntax: str, cell_bytes: int) -> None:

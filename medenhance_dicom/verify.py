@@ -364,7 +364,8 @@ def _against(derived: Dataset, source: Dataset) -> Iterator[str]:
     for keyword in _differing(derived, source):
         yield f"{keyword}: differs from the source"
     for keyword in _SAME_AS_SOURCE:
-        if keyword in derived and keyword in source and not _same(derived[keyword].value, source[keyword].value):
+        value = derived.get(keyword)
+        if value not in (None, "") and keyword in source and not _same(value, source[keyword].value):
             yield f"{keyword}: differs from the source"
     if (derived.get("NumberOfFrames") or 1) != (source.get("NumberOfFrames") or 1):
         yield "NumberOfFrames: differs from the source"

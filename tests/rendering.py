@@ -65,21 +65,27 @@ def pydicom_files() -> list[Path]:
     return [file for file in files if file.is_file() and file.suffix.lower() in (".dcm", "")]
 
 
-def compare(files: Iterable[Path], scratch: Path) -> Iterator[Comparison]:
-    """Derive each file by the recipe `identity`, and see whether it looks as before.
+def derived(files: Iterable[Path], scratch: Path) -> Iterator[tuple[Path, Outcome]]:
+    """Each file and what the recipe `identity` made of it, which is there until the next one is asked for.
 
     Args:
         files: DICOM files, each an instance of its own.
-        scratch: An empty folder; emptied as it goes.
+        scratch: A folder of the caller's; emptied as it goes.
     """
     settings = Settings(output=scratch / "out", recipe="identity", gate="off", allow=frozenset({"CT", "MG"}))
     run = Enhancement(settings, now=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC))
     with Decoder(limits=settings.limits) as decoder:
         for file in files:
-            outcome = next(run.outcomes([file], decoder=decoder))
-            yield _compared(file, outcome, scratch)
-            shutil.rmtree(scratch)
+            nothing = Outcome(str(file), "skipped", "nothing was found in it")
+            yield file, next(run.outcomes([file], decoder=decoder), nothing)
+            shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
+
+
+def compare(files: Iterable[Path], scratch: Path) -> Iterator[Comparison]:
+    """Derive each file by the recipe `identity`, and see whether it looks as before; arguments as of `derived`."""
+    for file, outcome in derived(files, scratch):
+        yield _compared(file, outcome, scratch)
 
 
 def _compared(file: Path, outcome: Outcome, scratch: Path) -> Comparison:

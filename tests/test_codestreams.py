@@ -400,7 +400,9 @@ def test_a_codestream_says_whether_its_coding_loses_something(decoder, path, str
     found = inspect(stream)
     assert (found.rows, found.columns, found.reversible) == (*like.shape[:2], reversible)
     padded = len(stream) + len(stream) % 2
-    assert decoder.encoding(path) == Encoding(padded, found.kind, reversible)
+    assert decoder.encoding(path) == Encoding(
+        padded, found.kind, reversible, found.precision, found.signed, found.colour
+    )
     write(path, [like.tobytes()], ".1", like)
     assert decoder.encoding(path) == Encoding(like.nbytes)
 

@@ -15,6 +15,7 @@ from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.derive import PixelSummary, derivation
 from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.frames import pixel_format, stored_frame
+from medenhance_dicom.lossy import Encoding
 from medenhance_dicom.part10 import read_instance
 from medenhance_dicom.provenance import Provenance
 from medenhance_dicom.selection import Settings
@@ -28,14 +29,12 @@ PROVENANCE = Provenance(
 FRAME_TIME, FRAME_LABELS = 0x00181063, 0x00182002
 
 
-def derive(source, overlays=None):
+def derive(source, **summary):
     """Derived object and what was left behind; it has to satisfy our own checks."""
     pixels = pixel_format(source)
     size = pixels.rows * pixels.columns * pixels.samples * pixels.number_of_frames * pixels.bits_allocated // 8
     digest = hashlib.sha256(bytes(size)).hexdigest()
-    made = derivation(
-        source, PixelSummary(digest, pixels, pixels.number_of_frames, digest, overlays=overlays or {}), PROVENANCE
-    )
+    made = derivation(source, PixelSummary(digest, pixels, pixels.number_of_frames, digest, **summary), PROVENANCE)
     assert assert_derived(made.instance, source) == []
     return made
 
@@ -161,7 +160,7 @@ def test_a_number_that_is_none_stays_behind_and_is_named_without_its_value():
     source["SliceThickness"] = numbers("SliceThickness", "nan")
     source["PatientWeight"] = unfit("PatientWeight")
     derived, left_behind = derive(source)
-    assert not {"SliceThickness", "PatientWeight"} & set(derived.dir())
+    assert (derived.SliceThickness, derived.PatientWeight) == (None, None)  # the first of them is of type 2
     named = ["PatientWeight: a value that cannot be carried", "SliceThickness: a value that cannot be carried"]
     assert sorted(left_behind) == named
     assert "Left behind: " in derived.DerivationDescription
@@ -288,12 +287,45 @@ def test_pointer_and_vector_go_along(name, keyword, value):
     assert (derived.FrameIncrementPointer, list(derived[keyword].value)) == (source[keyword].tag, value)
 
 
-def test_a_pointer_to_what_stays_behind_goes_too():
-    source = synthetic.make_instance("ByteSC", frames=2, FrameTime=None, FrameIncrementPointer=None)
+@pytest.mark.parametrize("name", ["ByteSC", "USMultiFrame", "XA"])
+def test_a_pointer_to_what_stays_behind_goes_too(name):
+    source = synthetic.make_instance(name, frames=2, FrameTime=None, FrameIncrementPointer=None)
     block = source.private_block(0x0019, "SOME MAKER", create=True)
     block.add_new(1, "DS", "12")
     source.FrameIncrementPointer = [block.get_tag(1)]
     assert derive(source).instance.FrameIncrementPointer == FRAME_LABELS
+
+
+@pytest.mark.parametrize("pointer", [None, FRAME_TIME])
+def test_an_x_ray_that_names_no_step_keeps_its_fault(pointer):
+    source = synthetic.make_instance("XA", frames=2, FrameTime=None, FrameIncrementPointer=pointer)
+    derived = derive(source).instance
+    assert (derived.get("FrameIncrementPointer"), "FrameLabelVector" in derived) == (pointer, False)
+
+
+@pytest.mark.parametrize("name", ["SC", "ByteSC"])
+def test_a_capture_without_orientation_says_that_it_is_unknown(name):
+    source = with_overlay(synthetic.make_instance(name, PatientOrientation=None, Laterality=None))
+    derived = derive(source).instance
+    assert derived["PatientOrientation"].value in (None, "")
+    assert derived["Laterality"].value in (None, "")
+
+
+@pytest.mark.parametrize(
+    ("photometric", "encoding", "said"),
+    [
+        ("RGB", Encoding(9, "JPEG", False, 8, False, "YCbCr"), "what PhotometricInterpretation says"),
+        ("YBR_FULL_422", Encoding(9, "JPEG", False, 8, False, "RGB"), "what PhotometricInterpretation says"),
+        ("RGB", Encoding(9, "JPEG 2000", True, 7), "what BitsStored says: 8, while the codestream has 7"),
+        ("RGB", Encoding(9, "JPEG 2000", True, 8), None),
+        ("YBR_FULL_422", Encoding(9, "JPEG", False, 8, False, "YCbCr"), None),
+        ("RGB", Encoding(9, "JPEG", True, 16, False, "RGB"), None),
+    ],
+)
+def test_what_a_header_says_against_its_codestream_is_named(photometric, encoding, said):
+    source = synthetic.make_instance("OP8", PhotometricInterpretation=photometric)
+    left_behind = derive(source, encoding=encoding).left_behind
+    assert [line.startswith(said) for line in left_behind] == [True] if said else left_behind == []
 
 
 def test_no_sentence_of_the_description_went():
