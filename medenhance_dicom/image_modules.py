@@ -66,7 +66,9 @@ def image(derived: Dataset, making: Making) -> None:
     derived.ContentDate, derived.ContentTime = date_and_time(making.made)
     values = derived_image_type(making.sop_class, image_type(making.source), converted=making.converted)
     derived.ImageType = values
-    if "InstanceNumber" not in derived:
+    if making.sop_class.kind == "OP" and not derived.get("AcquisitionDateTime", True):
+        del derived.AcquisitionDateTime  # type 1C of ORIGINAL images, C.8.17.2
+    if "InstanceNumber" not in derived and making.sop_class.kind != "OP":  # where it is type 1
         derived.InstanceNumber = None
     frames = making.pixels.number_of_frames
     if frames > 1 or "NumberOfFrames" in attributes_of(making.sop_class.iod):
@@ -147,7 +149,11 @@ def frame_increment(derived: Dataset, making: Making) -> None:
     named = derived.get("FrameIncrementPointer")
     pointers = list(named) if isinstance(named, MultiValue) else [named] if named else []
     there = [tag for tag in pointers if tag in derived]
-    if not there and frames > 1 and "FrameIncrementPointer" in attributes_of(iod):
+    if (
+        not there
+        and (frames > 1 or "FrameIncrementPointer" in derived)
+        and "FrameIncrementPointer" in attributes_of(iod)
+    ):
         known = [keyword for keyword in _INCREMENTS if derived.get(keyword) not in (None, "")]
         labels = [str(number) for number in range(1, frames + 1)]
         if known:

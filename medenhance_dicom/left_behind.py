@@ -15,7 +15,7 @@ from pydicom import Dataset
 from pydicom.dataelem import DataElement
 from pydicom.multival import MultiValue
 
-from medenhance_dicom.attributes import NEVER
+from medenhance_dicom.attributes import NEVER, SHOWN_GREY
 from medenhance_dicom.lossy import Encoding
 from medenhance_dicom.overlays import DATA, POSITION
 from medenhance_dicom.palette import palette_of
@@ -50,6 +50,11 @@ def left_behind(
     if not grouped and any(source.get(keyword) for keyword in _FRAME_GROUPS):
         found.append("functional groups of single frames")
     found += _overruled_palette(source)
+    overruled = getattr(source, "overruled", {})
+    if unknown := sorted(keyword for keyword in SHOWN_GREY & frozenset(keywords) if overruled.get(keyword) == "UN"):
+        found.append(f"the VR UN of {', '.join(unknown)}: a reader that leaves it alone shows another picture")
+    if "PixelRepresentation" in overruled and source.get("PixelRepresentation"):
+        found.append("what PixelRepresentation says: unsigned, while the codestream is signed")
     if encoding is not None:
         found += _overruled_header(source, encoding)
     for keyword in dict.fromkeys(_uncarried(source, carried, keywords)):
@@ -91,8 +96,6 @@ def _overruled_header(source: Dataset, encoding: Encoding) -> Iterator[str]:
         yield f"what PhotometricInterpretation says: {photometric}, while the codestream is {encoding.colour}"
     if encoding.kind == "JPEG 2000" and encoding.precision != source.get("BitsStored"):  # PS3.5 A.4.4 has them equal
         yield f"what BitsStored says: {source.get('BitsStored')}, while the codestream has {encoding.precision}"
-    if encoding.signed and not source.get("PixelRepresentation"):
-        yield "what PixelRepresentation says: unsigned, while the codestream is signed"
 
 
 def _has(instance: Dataset, group: int, element: int) -> bool:

@@ -26,6 +26,7 @@ from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 from pydicom import Dataset, charset, config
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_dataset, read_partial
@@ -344,6 +345,7 @@ def read_instance(path: Path, *, limits: Limits | None = None, last: int = 0xFFF
     whose value does not fit their VR become UN with their bytes. A big endian data set comes back with little endian
     OW, OF, OL, OD and OV values, as it will be written. A missing Transfer Syntax UID is filled in as guessed, and what
     of the Image Pixel module leaves one value only (`_complete`); Pixel Representation follows a JPEG 2000 codestream.
+    `overruled` has what the file says instead: keyword -> "UN", where the dictionary knows the VR, or the value.
 
     Raises:
         UnreadableInstanceError: Not DICOM, truncated, or unparsable.
@@ -414,6 +416,8 @@ def _parse(
         instance.file_meta = meta
     _settle_meta(instance)
     little = instance.original_encoding[1] is not False
+    raw = [instance.get_item(tag) for tag in list(instance.keys())]
+    instance.overruled = {keyword_for_tag(element.tag): "UN" for element in raw if element.VR == "UN"}
     _settle(instance, little, 0, [limits.max_elements], limits)
     if not little:
         instance.set_original_encoding(instance.original_encoding[0], True, instance.original_character_set)
@@ -514,6 +518,8 @@ def _believe_sign(instance: Dataset, stream: BinaryIO, offset: int) -> None:
         return
     stored = instance.get("BitsStored")
     if found.kind == "JPEG 2000" and isinstance(stored, int) and found.precision <= stored:
+        if instance.get("PixelRepresentation") == 0 and found.signed:
+            instance.overruled["PixelRepresentation"] = "0"
         instance.PixelRepresentation = int(found.signed)
 
 

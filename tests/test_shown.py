@@ -335,3 +335,16 @@ def test_no_sentence_of_the_description_went():
         r"Rows, columns and geometry are the source image's\.",
         said,
     )
+
+
+def test_a_transform_that_the_file_calls_unknown_is_carried_and_named(tmp_path):
+    source = synthetic.make_instance("MR", RescaleSlope="2", RescaleIntercept="5", WindowCenter="40", WindowWidth="80")
+    path = tmp_path / "x.dcm"
+    for keyword, value in (("RescaleSlope", b"2 "), ("WindowWidth", b"80")):
+        source[keyword].VR = "UN"
+        source[keyword].value = value
+    source.save_as(path, enforce_file_format=True)
+    derived, left_behind = derive(read_instance(path))
+    assert (derived.RescaleSlope, derived.WindowWidth) == (2, 80)
+    named = "the VR UN of RescaleSlope, WindowWidth: a reader that leaves it alone shows another picture"
+    assert left_behind == [named]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from medenhance_dicom.part10 import read_instance
 from tests import rendering, synthetic
 
 pytestmark = pytest.mark.skipif(rendering.RENDERER is None, reason="no dcmj2pnm")
@@ -88,3 +89,56 @@ def test_no_file_gets_a_new_error(cases_folder, data_folder, tmp_path):
             found[file] = new_errors(file, Path(outcome.derived))
     assert len(found) >= 250
     assert not {file: errors for file, errors in found.items() if errors}
+
+
+def values(instance, *keywords):
+    return [instance.get(keyword) for keyword in keywords]
+
+
+@pytest.mark.slow
+def test_right_values_of_real_cases(cases_folder, tmp_path):
+    names = [
+        *("dx_mono1_inverse", "vl_icc_deid_sign", "scmf_no_pointer", "us_frametimevector_split_fragments"),
+        *("us_sf_with_frames", "usmf_ftv", "emr_perframe_slopes", "sc_word_rescale", "mr_window_nan"),
+        *("cr_overlay_high_bits", "cr_slope0", "mr_signed_padding_range"),
+    ]
+    made = {}
+    files = [cases_folder / f"{name}.dcm" for name in names]
+    for file, outcome in rendering.derived(files, tmp_path / "scratch"):
+        made[file.stem] = read_instance(file), read_instance(Path(outcome.derived)), outcome
+
+    for name, keywords in {
+        "dx_mono1_inverse": ("PhotometricInterpretation", "PresentationLUTShape", "PixelIntensityRelationshipSign"),
+        "us_frametimevector_split_fragments": ("FrameIncrementPointer", "FrameTimeVector", "NumberOfFrames"),
+        "us_sf_with_frames": ("FrameIncrementPointer", "FrameTimeVector", "NumberOfFrames"),
+        "usmf_ftv": ("FrameIncrementPointer", "FrameTimeVector"),
+        "sc_word_rescale": ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth"),
+        "cr_slope0": ("RescaleSlope", "RescaleIntercept", "WindowCenter"),
+        "vl_icc_deid_sign": ("ICCProfile", "PatientIdentityRemoved", "DeidentificationMethod"),
+        "mr_signed_padding_range": ("PixelPaddingValue", "PixelPaddingRangeLimit"),
+    }.items():
+        source, derived, _ = made[name]
+        assert values(derived, *keywords) == values(source, *keywords), name
+
+    _, derived, _ = made["dx_mono1_inverse"]
+    assert values(derived, "IconImageSequence", "SmallestImagePixelValue", "LargestImagePixelValue") == [None] * 3
+    _, derived, _ = made["vl_icc_deid_sign"]
+    assert (
+        values(derived, "DigitalSignaturesSequence", "MACParametersSequence", "OriginalAttributesSequence")
+        == [None] * 3
+    )
+    assert not [element for element in derived if element.tag.is_private]
+    _, derived, _ = made["scmf_no_pointer"]
+    assert values(derived, "FrameTime", "FrameIncrementPointer") == [None, 0x00182002]
+    _, derived, outcome = made["mr_window_nan"]
+    assert values(derived, "WindowCenter", "WindowWidth") == [None, None]
+    assert [line.split(":")[0] for line in outcome.left_behind] == ["WindowCenter", "WindowWidth"]
+    source, derived, _ = made["emr_perframe_slopes"]
+    for before, after in zip(
+        source.PerFrameFunctionalGroupsSequence, derived.PerFrameFunctionalGroupsSequence, strict=True
+    ):
+        for keyword in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            assert after.get(keyword) == before.get(keyword)
+    _, derived, outcome = made["cr_overlay_high_bits"]
+    assert derived[0x6000, 0x3000].value.count(0) < len(derived[0x6000, 0x3000].value)
+    assert outcome.left_behind == []
