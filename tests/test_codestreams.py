@@ -411,7 +411,7 @@ def test_all_frames_count_and_one_that_loses_something_decides(decoder, path):
     kept, lost = j2k(GRAY), j2k(GRAY, level=20, reversible=False)
     write(path, [kept, kept, lost], ".4.91", GRAY, table=False)
     total = sum(len(stream) + len(stream) % 2 for stream in (kept, kept, lost))
-    assert decoder.encoding(path) == Encoding(total, "JPEG 2000", False)
+    assert decoder.encoding(path) == Encoding(total, "JPEG 2000", False, 16)
     write(path, [kept, kept], ".4.91", GRAY)
     assert decoder.encoding(path).reversible is True
 
