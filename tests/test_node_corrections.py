@@ -1,5 +1,6 @@
 """A source that is corrected makes a new object in a node and in an archive, which names the one that it replaces."""
 
+import json
 import shutil
 import threading
 
@@ -36,7 +37,7 @@ class Node:
         """What becomes of an instance, and its series."""
         part = make_file(
             self.spool.new_part(), attributes.pop("kind", "CR"), rows=32, columns=32,
-            StudyInstanceUID=STUDY, SeriesInstanceUID=SERIES, SOPInstanceUID=SOURCE, **attributes,
+            StudyInstanceUID=STUDY, SeriesInstanceUID=SERIES, **{"SOPInstanceUID": SOURCE} | attributes,
         )  # fmt: skip
         accepted = self.spool.accept(part, read_identity(part), calling_ae="CR1", called_ae="US")
         return accepted.fate, accepted.series_key
@@ -69,7 +70,7 @@ class Node:
         for path in self.out.rglob("*.dcm"):
             assert check_file(path) == [], path
             derived = pydicom.dcmread(path)
-            assert derived.SourceImageSequence[0].ReferencedSOPInstanceUID == SOURCE
+            assert derived.SourceImageSequence[0].ReferencedSOPInstanceUID.startswith(SOURCE)
             found[derived.SOPInstanceUID] = derived
         return found
 
@@ -100,6 +101,21 @@ def test_other_bytes_while_the_first_are_held_are_set_aside_and_nothing_is_made_
     assert list(node.spool.pending()) == []
     node.go(job.job_id)
     assert replacements(node.delivered()) == {"Test^One": None}
+
+
+def test_two_patients_in_one_series_are_refused_by_name_and_never_mixed(tmp_path):
+    node = Node(tmp_path)
+    node.receive(PatientID="1")
+    job = node.take_in(PatientID="2", SOPInstanceUID=f"{SOURCE}.2")
+    assert node.delivered() == {}
+    outcomes = json.loads((job.folder / "run_report.json").read_text())["outcomes"]
+    said = "CONFLICT: PatientID differs between instances of one Series Instance UID"
+    assert [(outcome["result"], outcome["reason"]) for outcome in outcomes] == [("failed", said)] * 2
+    for number in (3, 4):  # one after the other
+        node.take_in(PatientID=str(number), SOPInstanceUID=f"{SOURCE}.{number}")
+    found = node.delivered().values()
+    assert {derived.PatientID for derived in found} == {"3", "4"}
+    assert len({derived.SeriesInstanceUID for derived in found}) == 2
 
 
 def test_what_stands_damaged_is_replaced_and_somebody_elses_object_keeps_the_job_from_ending(tmp_path):
