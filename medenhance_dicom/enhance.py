@@ -132,11 +132,8 @@ class Enhancement:
         """Enhance a series, instance by instance; what they share is their intensity map, see `SeriesIntensity`."""
         maps = SeriesIntensity(series, prepared.recipe, decoder, self.settings.limits)
         history = History(series, prepared, self.settings, decoder)
-        try:
-            for member in series.members:
-                yield self._enhance_instance(member, maps, history, prepared, scratch)
-        finally:
-            history.flush()
+        for member in series.members:
+            yield self._enhance_instance(member, maps, history, prepared, scratch)
 
     def _enhance_instance(
         self, member: Member, maps: SeriesIntensity, history: History, prepared: PreparedRecipe, scratch: Path

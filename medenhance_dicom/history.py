@@ -126,14 +126,6 @@ class History:
             )
         self._ledger.add(entry)
 
-    def flush(self) -> None:
-        """What was written down survives a power cut from now on.
-
-        Raises:
-            OutputError: The disk does not take it.
-        """
-        self._ledger.flush()
-
     def _stands(self, entry: Entry, source: Dataset) -> bool:
         target = self.target(entry, source)
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -101,7 +100,6 @@ class Ledger:
         """
         self.path = folder / f"{digest_of('ledger', series, recipe, weights or '', guide or '')[:32]}.jsonl"
         self._made: dict[str, list[_Made]] = defaultdict(list)
-        self._flushed = True
         with _said(self.path), contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             offset = 0
             for line in file:
@@ -165,23 +163,7 @@ class Ledger:
                         line = b"\n" + line
                         offset += 1
                 file.write(line)
-        self._flushed = False
         self._remember(entry, offset)
-
-    def flush(self) -> None:
-        """Have what was added, and the file's name, on the disk.
-
-        Raises:
-            OutputError: The disk does not take it.
-        """
-        for path in () if self._flushed else (self.path, self.path.parent):
-            with _said(path):
-                handle = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(handle)
-                finally:
-                    os.close(handle)
-        self._flushed = True
 
     def _remember(self, entry: Entry | None, offset: int) -> None:
         if entry is not None:

@@ -129,18 +129,18 @@ def from_rle(data: bytes, cells: Cells) -> Array:
         keyword = "SamplesPerPixel" if width == 1 else "BitsAllocated"
         raise _differs(keyword, f"{expected} bytes a pixel", count, "the RLE frame has")
     starts = [int(at) for at in header[1 : count + 1]]
-    planes = np.empty((cells.samples, width, cells.rows * cells.columns), np.uint8)
+    pixels = np.empty((cells.rows * cells.columns, cells.samples, width), np.uint8)
     for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(data)], strict=True)):
         if not 64 <= start <= end <= len(data):
             raise UnreadableInstanceError("an RLE frame's segments are out of place", keyword="PixelData")
         plane = np.frombuffer(codecs.packbits_decode(data[start:end]), np.uint8)
-        if plane.size < planes.shape[2]:
-            raise _differs("Rows", f"{planes.shape[2]} pixels", plane.size, "an RLE segment holds")
-        planes[number // width, width - 1 - number % width] = plane[: planes.shape[2]]
-    flat = np.ascontiguousarray(np.moveaxis(planes, 2, 0)).view(f"<u{width}")  # (pixels, samples, 1)
+        if plane.size < len(pixels):
+            raise _differs("Rows", f"{len(pixels)} pixels", plane.size, "an RLE segment holds")
+        pixels[:, number // width, width - 1 - number % width] = plane[: len(pixels)]
+    samples = pixels.view(f"<u{width}")
     if cells.samples == 1:
-        return _finished(flat.reshape(cells.rows, cells.columns), cells)
-    return _finished(_rgb(flat.reshape(cells.rows, cells.columns, 3), cells, cells.stored), cells)
+        return _finished(samples.reshape(cells.rows, cells.columns), cells)
+    return _finished(_rgb(samples.reshape(cells.rows, cells.columns, 3), cells, cells.stored), cells)
 
 
 def from_codestream(data: bytes, cells: Cells) -> Array:

@@ -152,6 +152,23 @@ def test_the_multiple_component_transform_of_jpeg_2000_counts_before_the_label(d
     np.testing.assert_array_equal(stored(decoder, path)[0], expected)
 
 
+def test_a_jpeg_recompressed_as_jpeg_xl_is_rgb_whatever_the_label(decoder, path):
+    stream = jpeg("ycbcr")
+    for label in ("YBR_FULL_422", "RGB"):
+        coded = bytes(imagecodecs.jpegxl_encode_jpeg(stream))
+        write(path, [coded], ".4.111", COLOUR, PhotometricInterpretation=label)
+        away = np.abs(stored(decoder, path)[0].astype(int) - imagecodecs.jpeg8_decode(stream))
+        assert away.mean() < 1
+        assert away.max() < 8
+
+
+def test_lossy_jpeg_xl_is_near(decoder, path):
+    for values, label, bits in ((COLOUR, "XYB", 8), (GRAY, "MONOCHROME2", 12)):
+        coded = bytes(imagecodecs.jpegxl_encode(values, lossless=False, distance=0.5, bitspersample=bits))
+        write(path, [coded], ".4.112", values, bits=bits, PhotometricInterpretation=label)
+        assert np.abs(stored(decoder, path)[0].astype(int) - values).mean() < 0.02 * (1 << bits)
+
+
 def test_a_jp2_file_around_the_codestream_is_taken_off(decoder, path):
     write(path, [j2k(YBR, mct=False, codecformat="jp2")], ".4.90", COLOUR, PhotometricInterpretation="YBR_FULL")
     np.testing.assert_array_equal(stored(decoder, path)[0], convert_color_space(YBR, "YBR_FULL", "RGB"))

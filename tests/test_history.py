@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
@@ -305,17 +304,3 @@ def test_many_append_at_once(tmp_path):
         list(pool.map(fill, range(8)))
     ledger = Ledger(tmp_path, "1.2", "r", None, None)
     assert [len(list(ledger.entries(f"1.2.{worker}"))) for worker in range(8)] == [20] * 8
-
-
-def test_lines_are_on_the_disk_when_a_series_is_over(tmp_path, enhance, monkeypatch):
-    synced = []
-    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink()))
-    ledger = Ledger(tmp_path, "1.2", "r", None, None)
-    ledger.flush()
-    assert synced == []  # nothing was added
-    ledger.add(entry())
-    for _ in range(2):
-        ledger.flush()
-    assert synced == [ledger.path, tmp_path]
-    list(enhance(synthetic.make_file(tmp_path / "a.dcm", "CR", rows=16), output=tmp_path / "out"))
-    assert synced[-1] == tmp_path / "out" / ".derived"

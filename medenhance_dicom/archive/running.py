@@ -406,7 +406,6 @@ class Coordinator:
             ledger = Ledger(self.settings.store / LEDGER, instance.series, *said)
             if not ledger.knows(instance.sop_instance):
                 ledger.add(old_entry(instance.sop_instance, derived, old_series_uid(instance.series, *said)))
-                ledger.flush()
 
     def _groups(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """What is to be fetched from each source."""

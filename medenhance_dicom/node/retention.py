@@ -120,7 +120,6 @@ def remember_old(folder: Path, ledgers: Path) -> None:
         ledger = Ledger(ledgers, series, digests.get("recipe", ""), digests.get("weights"), digests.get("guide"))
         if not ledger.knows(source_uid(derived)):
             ledger.add(old_entry(source_uid(derived), str(derived.SOPInstanceUID), str(derived.SeriesInstanceUID)))
-            ledger.flush()
 
 
 def _remove(folder: Path, spool: Spool) -> None:
