@@ -115,12 +115,17 @@ class Limits:
 
 @dataclass(frozen=True)
 class PixelElement:
-    """Where Pixel Data lies: `offset` of its value in the stream, `length` as declared, UNDEFINED_LENGTH included."""
+    """Where Pixel Data lies: `offset` of its value in the stream, `length` as declared, UNDEFINED_LENGTH included.
+
+    in_order: before it each tag is greater than the one before (PS3.5 section 7.1); else readers differ in what an
+    attribute that is there twice says.
+    """
 
     keyword: str
     vr: str
     offset: int
     length: int
+    in_order: bool = True
 
 
 # ---------------------------------------------------------------- find
@@ -391,11 +396,14 @@ def _parse(
         raise UnreadableInstanceError("not DICOM")
     stream = file
     found: list[PixelElement] = []
+    before, in_order = 0, True
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
+        nonlocal before, in_order
+        before, in_order = tag, in_order and tag > before
         if tag not in _PIXEL_TAGS:
             return tag > last
-        found[:] = [PixelElement(_PIXEL_TAGS[tag], vr or "OW", metered.tell(), length)]
+        found[:] = [PixelElement(_PIXEL_TAGS[tag], vr or "OW", metered.tell(), length, in_order)]
         return True
 
     metered = _Metered(stream, limits.max_header_bytes, limits.max_elements)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +118,7 @@ def differences(
     if decoder is None and UID(transfer_syntax(source)).is_compressed:
         strict = False  # whether its codestreams lost something is not known
     try:
-        pixels = _source_pixels(source, source_path, path, decoder) if decoder is not None else None
+        pixels = _pixels_of(source, source_path, derived, path, decoder) if decoder is not None else None
         expected = derivation(source, _summary(derived, source, pixels), provenance).instance
     except MedenhanceError as error:
         if strict or isinstance(error, InputError):
@@ -299,7 +297,10 @@ class _SourcePixels:
     """The object's padding pixels are the source's."""
 
 
-def _source_pixels(source: Dataset, source_path: Path, path: Path, decoder: Decoder) -> _SourcePixels:
+def _pixels_of(source: Dataset, source_path: Path, derived: Dataset, path: Path, decoder: Decoder) -> _SourcePixels:
+    """The source's frames, and whether the object has their padding."""
+    for file in (source_path, path):
+        decoder.probe(file)
     pixels, sha, kept = frames.pixel_format(source), hashlib.sha256(), True
     planes: dict[int, list[NDArray[np.bool_]]] = {}
     for index in range(pixels.number_of_frames):
@@ -308,24 +309,10 @@ def _source_pixels(source: Dataset, source_path: Path, path: Path, decoder: Deco
         for group, plane in frame.overlays.items():
             planes.setdefault(group, []).append(plane)
         if frame.padding is not None and frame.padding.any():
-            there = _frame(path, pixels, index)
-            kept = kept and there is not None and bool((there == frame.stored)[frame.padding].all())
+            there = frames.stored_frame(derived, decoder.frame(path, index), index).stored
+            kept = kept and there.shape == frame.stored.shape and bool((there == frame.stored)[frame.padding].all())
     overlays = {group: packed(found) for group, found in planes.items()}
     return _SourcePixels(sha.hexdigest(), overlays, decoder.encoding(source_path), kept)
-
-
-def _frame(path: Path, pixels: frames.PixelFormat, index: int) -> NDArray[Any] | None:
-    """A frame of the object, (H, W, C), where Pixel Data is what ends its file; None if it is too short."""
-    shape = (pixels.rows, pixels.columns, pixels.samples)
-    size = math.prod(shape) * pixels.dtype.itemsize
-    length = size * pixels.number_of_frames
-    offset = path.stat().st_size - (length + length % 2) + size * index
-    if offset < 0:
-        return None
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = file.read(size)
-    return np.frombuffer(data, pixels.dtype.newbyteorder("<")).reshape(shape) if len(data) == size else None
 
 
 # ---------------------------------------------------------------- attributes

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydicom import Dataset
 from pydicom.multival import MultiValue
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medenhance_dicom.attributes import (
     IDENTITY,
@@ -27,9 +28,11 @@ from medenhance_dicom.attributes import (
     forbidden_in,
 )
 from medenhance_dicom.decoding import Decoder
-from medenhance_dicom.errors import InputError
+from medenhance_dicom.errors import InputError, MedenhanceError
+from medenhance_dicom.frames import pixel_format, stored_frame
 from medenhance_dicom.identity import (
     derived_instance_uid,
+    frames_digest,
     header_digest,
     object_digest,
     own_item,
@@ -37,7 +40,7 @@ from medenhance_dicom.identity import (
     replaced_uid,
     source_uid,
 )
-from medenhance_dicom.part10 import Limits, open_instance, read_instance
+from medenhance_dicom.part10 import Limits, PixelElement, open_instance, read_instance
 from medenhance_dicom.provenance import (
     CODES,
     CODING_SCHEME,
@@ -50,7 +53,7 @@ from medenhance_dicom.provenance import (
 from medenhance_dicom.rederivation import differences
 from medenhance_dicom.signature import signature_of, signature_state, unsigned
 from medenhance_dicom.site_keys import PublicKey
-from medenhance_dicom.sop_classes import WRITABLE, image_type
+from medenhance_dicom.sop_classes import WRITABLE, image_type, transfer_syntax
 from medenhance_dicom.structured_report import COMPREHENSIVE_SR, report_uid
 from medenhance_dicom.uids import INSTANCE_CREATOR_UID
 
@@ -132,7 +135,8 @@ def check_file(
         path: The file.
         sources: SOP Instance UID -> files of the possible sources, several where one was corrected. None: unknown.
         keys: Key id -> key; the object has to be signed by one of them. None: not looked at.
-        decoder: For the source's frames; None: they are not looked at.
+        decoder: For the source's frames, and for those of an object that somebody compressed; None: they are not looked
+            at.
 
     Returns:
         Problems; None if the file is readable but no derived object of ours.
@@ -146,9 +150,10 @@ def check_file(
         return check_report(derived, sources, keys)
     if not is_ours(derived):
         return None
-    last = pixels is not None and pixels.keyword == "PixelData" and pixels.offset + pixels.length == path.stat().st_size
-    digest = pixel_digest(path, derived) if last else None
+    digest = _digest(path, derived, pixels, decoder)
     problems = list(_file(derived))
+    if pixels is not None and not pixels.in_order:
+        problems.append("an element that is there twice, or out of order")
     if pixels is None:
         problems.append("PixelData: missing, the file is cut")
     elif digest is None:
@@ -233,25 +238,69 @@ def pixel_digest(path: Path, derived: Dataset) -> str | None:
 
     We write it uncompressed, Explicit VR Little Endian, and last, so its place follows from the size in the header.
     """
+    length = _length(derived)
+    if length is None:
+        return None
+    padded = length + length % 2
+    try:
+        with path.open("rb") as file:
+            start = file.seek(-(padded + 12), 2)
+            group, element, vr, _, declared = struct.unpack("<HH2sHL", file.read(12))
+    except (OSError, struct.error):
+        return None
+    if (group, element, declared) != (0x7FE0, 0x0010, padded) or vr not in (b"OB", b"OW"):
+        return None
+    return _hash(path, start + 12, length)
+
+
+def _digest(path: Path, derived: Dataset, element: PixelElement | None, decoder: Decoder | None) -> str | None:
+    """Hex SHA-256 of the Pixel Data, also where an archive keeps the object in another transfer syntax.
+
+    None where they are not the last element, or not what the header declares.
+    """
+    syntax = UID(transfer_syntax(derived))
+    length = _length(derived)
+    if element is None or element.keyword != "PixelData" or length is None:
+        return None
+    if syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+        padded = length + length % 2
+        is_last = element.length == padded and element.offset + padded == path.stat().st_size
+        return _hash(path, element.offset, length) if is_last else None
+    if decoder is None:
+        return None
+    try:
+        decoder.probe(path)
+        count = pixel_format(derived).number_of_frames
+        found = (stored_frame(derived, decoder.frame(path, index), index).stored for index in range(count))
+        return frames_digest(found)
+    except MedenhanceError:
+        return None
+
+
+def _length(derived: Dataset) -> int | None:
+    """Bytes of all frames, uncompressed and without the pad byte; None where the header does not say."""
     try:
         frames = int(derived.get("NumberOfFrames") or 1)
-        length = derived.Rows * derived.Columns * derived.SamplesPerPixel * derived.BitsAllocated // 8 * frames
-        padded = length + length % 2
+        return int(derived.Rows * derived.Columns * derived.SamplesPerPixel * derived.BitsAllocated // 8 * frames)
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
+def _hash(path: Path, offset: int, length: int) -> str | None:
+    """Hex SHA-256 of a part of a file, read in pieces; None if it is too short."""
+    sha, left = hashlib.sha256(), length
+    try:
         with path.open("rb") as file:
-            file.seek(-(padded + 12), 2)
-            group, element, vr, _, declared = struct.unpack("<HH2sHL", file.read(12))
-            if (group, element, declared) != (0x7FE0, 0x0010, padded) or vr not in (b"OB", b"OW"):
-                return None
-            sha, left = hashlib.sha256(), length
+            file.seek(offset)
             while left:
                 block = file.read(min(_CHUNK, left))
                 if not block:
                     return None
                 sha.update(block)
                 left -= len(block)
-            return sha.hexdigest()
-    except (AttributeError, TypeError, ValueError, OSError, struct.error):
+    except OSError:
         return None
+    return sha.hexdigest()
 
 
 def _marking(derived: Dataset) -> Iterator[str]:

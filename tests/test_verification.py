@@ -5,9 +5,11 @@ import json
 import zipfile
 from collections import Counter
 
+import numpy as np
 import pytest
-from pydicom import dcmread
+from pydicom import dcmread, dcmwrite
 from pydicom.dataelem import DataElement
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 from typer.testing import CliRunner
 
 from medenhance_dicom.cli import app
@@ -30,6 +32,12 @@ def write(folder, name="OP8", **attributes):
     target = folder / "out" / derived.StudyInstanceUID / derived.SeriesInstanceUID / f"{derived.SOPInstanceUID}.dcm"
     write_instance(derived, folder / "pixels", target)
     return folder / "source.dcm", target
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    with Decoder() as decoder:
+        yield decoder
 
 
 @pytest.fixture
@@ -173,12 +181,34 @@ def test_something_between_header_and_pixels(good):
     assert [result.state for result in verify_files(good)] == ["altered"]
 
 
-def test_a_source_that_is_missing_cut_or_there_twice(tmp_path):
-    with Decoder() as decoder:
-        _try_sources(tmp_path, decoder)
+@pytest.mark.parametrize("kind", ["CT", "US"])
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless])
+def test_an_archive_may_keep_it_in_another_transfer_syntax(tmp_path, syntax, kind, decoder):
+    source, derived = write(tmp_path, kind)
+    content = dcmread(derived)
+    if syntax == RLELossless:
+        content.compress(RLELossless, generate_instance_uid=False)
+    else:
+        content.file_meta.TransferSyntaxUID = syntax
+        if syntax == ExplicitVRBigEndian and kind == "CT":
+            content.PixelData = np.frombuffer(content.PixelData, "<u2").byteswap().tobytes()
+    dcmwrite(derived, content, enforce_file_format=True)
+    assert [result.problems for result in verify_files(derived, source, decoder=decoder)] == [[]]
+    content = bytearray(derived.read_bytes())
+    content[-19] ^= 1
+    derived.write_bytes(content)
+    assert states(derived, source, decoder=decoder) == {derived.name: "altered"}
 
 
-def _try_sources(tmp_path, decoder):
+def test_an_element_that_is_there_twice(good):
+    content = good.read_bytes()
+    at = content.index(b"\x10\0\x20\0LO")
+    good.write_bytes(content[:at] + b"\x10\0\x20\0LO\x04\0P-9 " + content[at:])
+    assert dcmread(good).PatientID == "P-1"  # others take the first
+    assert [result.problems for result in verify_files(good)] == [["an element that is there twice, or out of order"]]
+
+
+def test_a_source_that_is_missing_cut_or_there_twice(tmp_path, decoder):
     source, derived = write(tmp_path / "one")
     assert states(derived, source, decoder=decoder) == {derived.name: "ok"}
     (tmp_path / "empty").mkdir()

@@ -34,6 +34,8 @@ def pair(name="OP8", **attributes):
     pixels = pixel_format(source)
     size = pixels.rows * pixels.columns * pixels.samples * pixels.number_of_frames * pixels.bits_allocated // 8
     data = bytes(i % 251 for i in range(size))
+    if pixels.bits_allocated == 16:
+        data = b"".join(bytes((value, 0)) for value in data[: size // 2])  # within Bits Stored
     taken = hashlib.sha256(source.PixelData[:size]).hexdigest()
     summary = PixelSummary(hashlib.sha256(data).hexdigest(), pixels, pixels.number_of_frames, taken)
     return source, derive_instance(source, summary, PROVENANCE), data
