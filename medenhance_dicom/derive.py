@@ -191,8 +191,10 @@ def _taken_over(
         keywords -= {"PixelPaddingValue", "PixelPaddingRangeLimit"}  # of grey pixels only, C.7.5.1.1.2
     if not grey or "supplemental-palette-color-lookup-table" not in modules:
         keywords -= PALETTE  # what was a palette is RGB now
-    if "image-plane" not in modules:  # there, Pixel Spacing is required
-        keywords -= {keyword for keyword in _SPACINGS if not _is_spacing(source.get(keyword))}
+    required = {"ImagerPixelSpacing"} if sop_class.kind == "DX" else set()
+    if "image-plane" in modules or sop_class.iod == _EN_FACE:
+        required.add("PixelSpacing")
+    keywords -= {k for k in _SPACINGS if k not in required and not _is_spacing(source.get(k))}
     derived = copied(source, keywords)
     if "overlay-plane" in modules or not converted:  # some IODs forbid them, but then their source has them as well
         derived.update(_overlays(source, pixels))

@@ -42,7 +42,8 @@ def derive_groups(
         group.DerivationImageSequence = Sequence([derivation])
         groups.append(group)
     shared = [_group(item) for item in source.get("SharedFunctionalGroupsSequence") or []]
-    derived.SharedFunctionalGroupsSequence = Sequence(shared)
+    if "SharedFunctionalGroupsSequence" in source:
+        derived.SharedFunctionalGroupsSequence = Sequence(shared)
     derived.PerFrameFunctionalGroupsSequence = Sequence(groups)
 
 

@@ -68,7 +68,7 @@ def image(derived: Dataset, making: Making) -> None:
     derived.ImageType = values
     if making.sop_class.kind == "OP" and not derived.get("AcquisitionDateTime", True):
         del derived.AcquisitionDateTime  # type 1C of ORIGINAL images, C.8.17.2
-    if "InstanceNumber" not in derived and making.sop_class.kind != "OP":  # where it is type 1
+    if "InstanceNumber" not in derived and making.sop_class.kind not in ("OP", "OCT", "ENHANCED"):  # where it is type 1
         derived.InstanceNumber = None
     frames = making.pixels.number_of_frames
     if frames > 1 or "NumberOfFrames" in attributes_of(making.sop_class.iod):

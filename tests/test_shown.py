@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import re
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from medenhance_dicom.derive import PixelSummary, derivation
 from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.frames import pixel_format, stored_frame
 from medenhance_dicom.lossy import Encoding
-from medenhance_dicom.part10 import read_instance
+from medenhance_dicom.part10 import read_instance, write_instance
 from medenhance_dicom.provenance import Provenance
 from medenhance_dicom.selection import Settings
 from medenhance_dicom.sop_classes import BYTE_SC, SINGLE_SC
@@ -348,3 +350,41 @@ def test_a_transform_that_the_file_calls_unknown_is_carried_and_named(tmp_path):
     assert (derived.RescaleSlope, derived.WindowWidth) == (2, 80)
     named = "the VR UN of RescaleSlope, WindowWidth: a reader that leaves it alone shows another picture"
     assert left_behind == [named]
+
+
+_NEEDED = {"SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SpecificCharacterSet", "Rows"}
+_NEEDED |= {"Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "PixelData"}
+_NEEDED |= {"PhotometricInterpretation", "PlanarConfiguration", "PerFrameFunctionalGroupsSequence"}
+_UNUSABLE = {"WindowCenter", "WindowWidth"}  # half a window is none, also where one is required
+
+
+def without_or_empty(count, seed):
+    """(class, keyword, whether it stays as an empty attribute), of attributes of all classes."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        name = rng.choice(list(synthetic.CLASSES))
+        there = sorted(e.keyword for e in synthetic.make_instance(name) if e.keyword not in _NEEDED | _UNUSABLE)
+        yield name, rng.choice(there), rng.random() < 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path(sys.executable).with_name("dciodvfy").is_file(), reason="no dciodvfy")
+def test_a_source_that_lacks_something_gets_no_new_error(tmp_path):
+    """24 attributes of sources of all classes, seeded, are absent or empty."""
+    found = {}
+    for case in without_or_empty(24, 7):
+        name, keyword, stays = case
+        source = synthetic.make_instance(name)
+        if stays:
+            source[keyword].value = [] if source[keyword].VR == "SQ" else None
+        else:
+            del source[keyword]
+        source.save_as(tmp_path / "source.dcm", enforce_file_format=True)
+        derived = derive(read_instance(tmp_path / "source.dcm")).instance
+        frames = derived.get("NumberOfFrames") or 1
+        size = derived.Rows * derived.Columns * derived.SamplesPerPixel * derived.BitsAllocated // 8 * frames
+        (tmp_path / "pixels").write_bytes(bytes(size))
+        write_instance(derived, tmp_path / "pixels", tmp_path / "derived.dcm")
+        before, after = (synthetic.dciodvfy_errors(tmp_path / f"{which}.dcm") for which in ("source", "derived"))
+        found[case] = after - before
+    assert not {case: errors for case, errors in found.items() if errors}
