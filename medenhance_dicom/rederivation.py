@@ -126,6 +126,8 @@ def differences(
         return
     if pixels is not None and not pixels.padding_kept:
         yield "PixelData: padding is not the source's"
+    if pixels is not None and provenance.method == "identity" and recorded_digests(derived)["pixels"] != pixels.digest:
+        yield "PixelData: not the source's, and the identity recipe changes none"
     expected = _completed(expected, derived)
     if strict:
         yield from dict.fromkeys(_unlike(derived, expected, ""))

@@ -360,7 +360,7 @@ def decoder():
         yield decoder
 
 
-def written(folder, **attributes):
+def written(folder, provenance=FULL, **attributes):
     """Source, derived file with every byte one higher but for padding, and its pixels' file."""
     source = synthetic.make_instance("CT", **attributes)
     source.save_as(folder / "source.dcm", enforce_file_format=True)
@@ -369,7 +369,7 @@ def written(folder, **attributes):
     data = np.where(stored == attributes.get("PixelPaddingValue", -1), stored, stored ^ 1).astype("<u2").tobytes()
     (folder / "pixels").write_bytes(data)
     summary = PixelSummary(hashlib.sha256(data).hexdigest(), pixels, 1, hashlib.sha256(source.PixelData).hexdigest())
-    derived = derive_instance(source, summary, FULL)
+    derived = derive_instance(source, summary, provenance)
     write_instance(derived, folder / "pixels", folder / "derived.dcm")
     return source, derived
 
@@ -398,6 +398,11 @@ def test_an_object_made_of_other_pixels_than_its_source_has(tmp_path, decoder):
     other.save_as(tmp_path / "source.dcm", enforce_file_format=True)
     assert any("ContributionDescription" in problem for problem in checked(tmp_path, decoder))
     assert checked(tmp_path, None) == []  # header against header
+
+
+def test_the_identity_recipe_changes_no_pixel(tmp_path, decoder):
+    written(tmp_path, shipped("identity"))
+    assert checked(tmp_path, decoder) == ["PixelData: not the source's, and the identity recipe changes none"]
 
 
 def test_padding_is_the_source_s(tmp_path, decoder):
