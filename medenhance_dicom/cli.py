@@ -224,6 +224,7 @@ def _outcome_printer(width: int) -> Callable[[Outcome], None]:
         score = " " * 12 if o.lassim is None else f"LaSSIM {o.lassim:.3f}"
         first = Text.assemble((f"{o.result:9}", colour[o.result]), f"{score}  {o.recipe or '':{width}}  {o.source}")
         more = [o.reason, f"kept: {o.kept}" if o.kept else None]
+        more += [f"left behind: {what}" for what in o.left_behind]
         with console.capture() as lines:  # rich would write past the progress bar, and into it
             console.print(first, *(Text(f"{'':9}{line}", style="dim") for line in more if line), sep="\n")
         print(lines.get(), end="", flush=True)
