@@ -87,7 +87,7 @@ def test_a_folder_is_explained_to_the_last_file(archive):
         "StudyInstanceUID": "1.2.826.0.1.9999.1", "SeriesInstanceUID": "1.2.826.0.1.9999.2",
         "SOPInstanceUID": "1.2.3.1", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2", "Modality": "CT",
         "Manufacturer": "Scanners Ltd", "ManufacturerModelName": "Scan 1", "Rows": "16", "Columns": "12",
-        "TransferSyntaxUID": "1.2.840.10008.1.2.1",
+        "TransferSyntaxUID": "1.2.840.10008.1.2.1", "PatientID": "P-1",
     }  # fmt: skip
 
 

@@ -375,7 +375,7 @@ def test_a_service_is_listed_to_the_last_page(web):
     assert (item.facts["Modality"], item.facts["SOPClassUID"], item.facts["Columns"]) == ("CT", CT, "12")
     assert set(item.facts) <= {
         "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality", "Manufacturer",
-        "ManufacturerModelName", "NumberOfFrames", "Rows", "Columns",
+        "ManufacturerModelName", "NumberOfFrames", "Rows", "Columns", "PatientID",
     }  # fmt: skip
     found, _ = scan(open_source(f"{url}?Modality=OP"))
     assert named(found) == ["1.1.2.1"]

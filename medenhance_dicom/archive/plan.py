@@ -842,7 +842,7 @@ def _make(folder: Path, path: Path) -> None:
 
 @functools.lru_cache(1024)
 def _patient(text: str) -> str | None:
-    """A digest that does not tell who that is; None where two programs may read it in two ways."""
+    """A digest, so that a plan holds no Patient ID in the clear; None where two programs may read it in two ways."""
     return digest_of("patient", text)[:16] if text.isascii() else None
 
 
