@@ -102,7 +102,7 @@ def copied(source: Dataset, keywords: Collection[str]) -> Dataset:
 
     Nothing private, no group length and nothing of `NEVER` comes along, at any depth. Values that do not fit their VR
     (`part10` reads them as UN; DS that are no finite numbers) stay behind: at top level the attribute is there, but
-    empty, for it may be of type 2. Of the windows those stay behind that lack a number.
+    empty, for it may be of type 2. Of the windows those stay behind in which a number is none.
 
     Raises:
         DerivationError: An identifying attribute, or a person's name, that cannot be carried; names the attribute.
@@ -147,18 +147,24 @@ def copied_overlay(source: Dataset, group: int) -> Dataset:
 
 
 def _with_usable_windows(copied: Dataset) -> Dataset:
-    """Without the windows that lack a centre or a width that is a number; explanations go with their windows."""
-    centres, widths, explanations = (_values(copied.get(keyword)) for keyword in _WINDOW)
-    usable = [n for n, pair in enumerate(zip(centres, widths, strict=False)) if all(_is_number(v) for v in pair)]
-    if len(usable) == len(centres) == len(widths):
-        return copied
-    for keyword, values in zip(_WINDOW, (centres, widths, explanations), strict=True):
+    """Without the windows of which a number is none (NaN), and their explanations; half a window stays as it is."""
+    listed = {keyword: _values(copied.get(keyword)) for keyword in _WINDOW}
+    broken = {
+        n
+        for keyword in ("WindowCenter", "WindowWidth")
+        for n, value in enumerate(listed[keyword])
+        if value not in (None, "") and not _is_number(value)
+    }
+    for keyword, values in listed.items() if broken else ():
         if keyword in copied:
             del copied[keyword]
-        if kept := [values[n] for n in usable if n < len(values)]:
+        if kept := [value for n, value in enumerate(values) if n not in broken]:
             setattr(copied, keyword, kept)
-    if not usable and "VOILUTFunction" in copied:
-        del copied.VOILUTFunction
+    for keyword in (
+        ("WindowCenterWidthExplanation", "VOILUTFunction") if broken and "WindowCenter" not in copied else ()
+    ):
+        if keyword in copied:
+            del copied[keyword]
     return copied
 
 

@@ -414,7 +414,11 @@ def _against(derived: Dataset, source: Dataset) -> Iterator[str]:
         yield f"{keyword}: differs from the source"
     for keyword in _SAME_AS_SOURCE:
         value = derived.get(keyword)
-        if value not in (None, "") and keyword in source and not _same(value, source[keyword].value):
+        if (
+            value not in (None, "")
+            and source.get(keyword) not in (None, "")
+            and not _same(value, source[keyword].value)
+        ):
             yield f"{keyword}: differs from the source"
     if (derived.get("NumberOfFrames") or 1) != (source.get("NumberOfFrames") or 1):
         yield "NumberOfFrames: differs from the source"
