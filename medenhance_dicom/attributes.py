@@ -105,7 +105,7 @@ def copied(source: Dataset, keywords: Collection[str]) -> Dataset:
     empty, for it may be of type 2. Of the windows those stay behind in which a number is none.
 
     Raises:
-        DerivationError: An identifying attribute, or a person's name, that cannot be carried; names the attribute.
+        DerivationError: An identifying attribute that cannot be carried; names the attribute.
     """
     result = Dataset()
     terms = _charsets(source)
@@ -212,7 +212,12 @@ def _copied_element(element: DataElement, unknown_text: bool) -> DataElement | N
     result = copy.copy(element)
     if element.VR == "PN":
         names = element.value if element.VM > 1 else [element.value]
-        texts = [_text_of(name, element.keyword, unknown_text) for name in names]
+        try:
+            texts = [_text_of(name, element.keyword, unknown_text) for name in names]
+        except DerivationError:
+            if element.keyword in IDENTITY:
+                raise
+            return None
         result.value = texts if element.VM > 1 else texts[0]
     elif "\ufffd" in _texts(element.value):
         return None

@@ -112,8 +112,9 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 def _jpeg(data: bytes) -> Codestream:
     """The frame header decides what is there; APP0, APP14, component ids and sub-sampling what its colours are.
 
-    The order is libjpeg's: a JFIF marker means YCbCr, Adobe's says it, the ids R, G, B mean RGB. Sub-sampled second and
-    third components can only be chroma. A lossless frame has no colour transform of its own: JFIF says nothing there.
+    The order is libjpeg's: a JFIF marker means YCbCr, Adobe's says it (0: RGB, else YCbCr), the ids R, G, B mean RGB.
+    Sub-sampled second and third components can only be chroma. A lossless frame has no colour transform of its own:
+    JFIF says nothing there.
     """
     frame: tuple[int, int] | None = None
     jfif, adobe, loss, colour_transform = False, None, 0, False
@@ -141,7 +142,7 @@ def _jpeg(data: bytes) -> Codestream:
     if samples == 3 and marker != 0xF7:
         if jfif and not lossless:
             colour = "YCbCr"
-        elif adobe in (0, 1):
+        elif adobe is not None:
             colour = "YCbCr" if adobe else "RGB"
         elif bytes(part[0] for part in parts) == b"RGB":
             colour = "RGB"

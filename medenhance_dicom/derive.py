@@ -18,6 +18,7 @@ from pydicom.sequence import Sequence
 
 from medenhance_dicom.attributes import (
     EQUIPMENT,
+    LOSSY,
     PALETTE,
     POINTED_AT,
     SHOWN_GREY,
@@ -199,10 +200,12 @@ def _taken_over(
     if "overlay-plane" in modules or not converted:  # some IODs forbid them, but then their source has them as well
         derived.update(_overlays(source, pixels))
     carried = Dataset()
-    for part in (derived, _scanner(source)):
+    for part in (derived, _scanner(source), copied(source, LOSSY)):
         carried.update(part)
     grouped = _is_grouped(source, sop_class, converted=converted)
-    return derived, left_behind(source, carried, keywords | EQUIPMENT, grouped=grouped, encoding=pixels.encoding)
+    return derived, left_behind(
+        source, carried, keywords | EQUIPMENT | LOSSY, grouped=grouped, encoding=pixels.encoding
+    )
 
 
 def _overlays(source: Dataset, pixels: PixelSummary) -> Dataset:

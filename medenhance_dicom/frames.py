@@ -143,7 +143,8 @@ def pixel_format(instance: Dataset) -> PixelFormat:
     cells = _cells(instance)
     photometric = instance.get("PhotometricInterpretation")
     if not isinstance(photometric, str) or not photometric:
-        raise UnreadableInstanceError("missing", keyword="PhotometricInterpretation")
+        text = "is not one value" if photometric else "missing"
+        raise UnreadableInstanceError(text, keyword="PhotometricInterpretation")
     if photometric not in (*_GRAY, *_COLOUR, "PALETTE COLOR"):
         name = photometric if photometric in _RETIRED else "a photometric interpretation that"
         raise UnsupportedInstanceError("PHOTOMETRIC", f"{name} is not handled")

@@ -125,7 +125,8 @@ def multi_frame_secondary_capture(derived: Dataset, making: Making) -> None:
     derived.SecondaryCaptureDeviceManufacturer = MANUFACTURER
     derived.SecondaryCaptureDeviceManufacturerModelName = MODEL_NAME
     derived.SecondaryCaptureDeviceSoftwareVersions = making.provenance.version
-    derived.BurnedInAnnotation = making.source.get("BurnedInAnnotation") or "YES"
+    burned_in = str(making.source.get("BurnedInAnnotation") or "").upper()
+    derived.BurnedInAnnotation = "NO" if burned_in == "NO" else "YES"
     if making.pixels.format.samples == 1:
         _with_defaults(derived, PresentationLUTShape="IDENTITY")
         if "ModalityLUTSequence" not in derived:  # the one or the other, C.11.1

@@ -94,8 +94,11 @@ def _overruled_header(source: Dataset, encoding: Encoding) -> Iterator[str]:
     photometric = str(source.get("PhotometricInterpretation") or "")
     if encoding.colour and photometric.startswith("YBR") != (encoding.colour == "YCbCr"):
         yield f"what PhotometricInterpretation says: {photometric}, while the codestream is {encoding.colour}"
-    if encoding.kind == "JPEG 2000" and encoding.precision != source.get("BitsStored"):  # PS3.5 A.4.4 has them equal
-        yield f"what BitsStored says: {source.get('BitsStored')}, while the codestream has {encoding.precision}"
+    overruled = getattr(source, "overruled", {}).get("BitsStored")
+    said = overruled or str(source.get("BitsStored"))
+    # PS3.5 A.4.4 has them equal for JPEG 2000
+    if overruled or (encoding.kind == "JPEG 2000" and said != str(encoding.precision)):
+        yield f"what BitsStored says: {said}, while the codestream has {encoding.precision}"
 
 
 def _has(instance: Dataset, group: int, element: int) -> bool:

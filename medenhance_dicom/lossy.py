@@ -53,13 +53,19 @@ def enter_loss(history: Dataset, encoding: Encoding, transfer_syntax: str, cell_
         cell_bytes: Length of all frames as they were before compression.
     """
     methods, ratios = (_values(history.get(f"LossyImageCompression{part}")) for part in ("Method", "Ratio"))
-    if encoding.reversible is not False or (history.get("LossyImageCompression") == "01" and methods):
+    method = _METHODS_OF_SYNTAX.get(transfer_syntax) or _METHODS[encoding.kind or "JPEG"]
+    told = history.get("LossyImageCompression") == "01" and any(_standard(m) == _standard(method) for m in methods)
+    if encoding.reversible is not False or told:
         return
     history.LossyImageCompression = "01"
-    method = _METHODS_OF_SYNTAX.get(transfer_syntax) or _METHODS[encoding.kind or "JPEG"]
     history.LossyImageCompressionMethod = [*methods, method]
     if len(ratios) == len(methods):
         history.LossyImageCompressionRatio = [*ratios, f"{max(1.0, cell_bytes / encoding.bytes):.2f}"]
+
+
+def _standard(method: str) -> str:
+    """`ISO_15444` of `ISO_15444_1` and `ISO_15444_15`: parts are mixed up."""
+    return method.rpartition("_")[0]
 
 
 def _values(value: object) -> list[str]:

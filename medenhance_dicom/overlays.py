@@ -5,7 +5,7 @@ The latter are retired (PS3.3 C.9.2, PS3.5 section 8.1.2), and old archives are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,17 +64,19 @@ def set_data(overlay: Dataset, group: int, data: bytes, *, rows: int, columns: i
     """Make a plane that lay in the pixel cells one with Overlay Data over the whole image (PS3.3 C.9.2, C.9.3).
 
     Args:
-        overlay: Has the other elements of the plane, such as its type and label.
+        overlay: Has the other elements of the plane, such as its origin, type and label.
         group: 0x6000 to 0x601E.
         data: As `packed` gives it.
         rows: Of the image.
         columns: Of the image.
         frames: Of the image.
     """
+    origin = _value(overlay, group, _ORIGIN)
+    if not isinstance(origin, Sequence) or len(origin) != 2:
+        overlay[group, _ORIGIN] = DataElement((group, _ORIGIN), "SS", [1, 1])
     for element, vr, value in (
         (_ROWS, "US", rows),
         (_COLUMNS, "US", columns),
-        (_ORIGIN, "SS", [1, 1]),
         (DATA, "OW", data),
     ):
         overlay[group, element] = DataElement((group, element), vr, value)

@@ -39,7 +39,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from medenhance_dicom.codestream import inspect
+from medenhance_dicom.codestream import Codestream, inspect
 from medenhance_dicom.errors import (
     DerivationError,
     InputError,
@@ -64,6 +64,13 @@ _ITEM = 0xE000FFFE
 """The tag of an item as a little endian 32-bit word reads it."""
 _CODESTREAM_HEAD = 4096
 """As many bytes as the main header of a codestream takes, and more."""
+_BITS_STORED = {
+    "1.2.840.10008.5.1.4.1.1.2": range(12, 17),
+    "1.2.840.10008.5.1.4.1.1.2.1": (12, 16),
+    "1.2.840.10008.5.1.4.1.1.4.1": (8, 12, 16),
+    "1.2.840.10008.5.1.4.1.1.77.1.5.2": (16,),
+}
+"""What classes allow for Bits Stored, where they do not allow for all (PS3.3 C.8.2.1, C.8.13.1, C.8.15.2, C.8.17.2)."""
 UNDEFINED_LENGTH = 0xFFFFFFFF
 
 _pydicom_log = logging.getLogger("pydicom")
@@ -349,8 +356,9 @@ def read_instance(path: Path, *, limits: Limits | None = None, last: int = 0xFFF
     Let `Decoder.probe` look at a file of unknown origin first: it does the same in a process that may die. Elements
     whose value does not fit their VR become UN with their bytes. A big endian data set comes back with little endian
     OW, OF, OL, OD and OV values, as it will be written. A missing Transfer Syntax UID is filled in as guessed, and what
-    of the Image Pixel module leaves one value only (`_complete`); Pixel Representation follows a JPEG 2000 codestream.
-    `overruled` has what the file says instead: keyword -> "UN", where the dictionary knows the VR, or the value.
+    of the Image Pixel module leaves one value only (`_complete`). Sign and bits are the codestream's
+    (`_believe_codestream`). `overruled` has what the file says instead: keyword -> "UN", where the dictionary knows the
+    VR, or the value.
 
     Raises:
         UnreadableInstanceError: Not DICOM, truncated, or unparsable.
@@ -433,7 +441,7 @@ def _parse(
         raise UnreadableInstanceError("not DICOM")
     _complete(instance)
     if found and found[0].length == UNDEFINED_LENGTH:
-        _believe_sign(instance, stream, found[0].offset)
+        _believe_codestream(instance, stream, found[0].offset)
     return instance, stream, found[0] if found else None
 
 
@@ -494,7 +502,12 @@ def _complete(instance: Dataset) -> None:
     Samples per Pixel, and for colour Pixel Representation, whose samples cannot be signed. Nothing says what a missing
     Photometric Interpretation is (MONOCHROME1 or 2, RGB or YBR), nor whether gray values are signed.
     """
-    photometric = str(instance.get("PhotometricInterpretation") or "")
+    declared = instance.get("PhotometricInterpretation")
+    if not isinstance(declared, str):
+        return
+    photometric = declared.strip().upper()  # blanks mean nothing in a CS, PS3.5 section 6.2
+    if photometric != declared:
+        instance.PhotometricInterpretation = photometric
     samples = 3 if photometric.startswith(("RGB", "YBR")) else 1
     if not photometric.startswith(("RGB", "YBR", "MONOCHROME", "PALETTE")):
         return
@@ -503,32 +516,45 @@ def _complete(instance: Dataset) -> None:
             setattr(instance, keyword, value)
 
 
-def _believe_sign(instance: Dataset, stream: BinaryIO, offset: int) -> None:
-    """Pixel Representation is 1 where a JPEG 2000 codestream is signed, and what it says where there is none.
+def _believe_codestream(instance: Dataset, stream: BinaryIO, offset: int) -> None:
+    """Pixel Representation, Bits Stored and High Bit as the first codestream has them (PS3.5 sections 8.2.1, 8.2.4).
 
-    The codestream counts (PS3.5 section 8.2.4): CT scanners have written signed ones under 0. Not where it has more
-    bits than Bits Stored, where nothing below zero would fit. Under 1 an unsigned one holds two's complement, which
-    decoding undoes.
+    CT scanners have written signed JPEG 2000 codestreams under 0. Under 1 an unsigned one holds two's complement, which
+    decoding undoes. Fewer bits than Bits Stored are all that there are: in the range of the header a picture without a
+    window would turn black (JPEG-LS is left as it is: readers show it in that range). Not where the codestream has
+    more bits than Bits Stored: decoding says whether its values need them.
     """
-    if instance.get("SamplesPerPixel") != 1 or instance.get("PixelRepresentation") not in (None, 0):
+    stored = instance.get("BitsStored")
+    found = _first_codestream(stream, offset)
+    if found is None or not isinstance(stored, int) or found.precision > stored:
         return
+    if found.kind == "JPEG 2000" and instance.get("SamplesPerPixel") == 1 and not instance.get("PixelRepresentation"):
+        if found.signed and instance.get("PixelRepresentation") == 0:
+            instance.overruled["PixelRepresentation"] = "0"
+        instance.PixelRepresentation = int(found.signed)
+    unsigned = instance.get("PixelRepresentation") == 0
+    if found.kind == "JPEG 2000" or (found.kind in ("JPEG", "JPEG XL") and unsigned):
+        allowed = _BITS_STORED.get(str(instance.get("SOPClassUID")), range(stored + 1))
+        bits = next((bits for bits in allowed if found.precision <= bits <= stored), stored)
+        if bits < stored:
+            instance.overruled["BitsStored"] = str(stored)
+            instance.BitsStored, instance.HighBit = bits, bits - 1
+
+
+def _first_codestream(stream: BinaryIO, offset: int) -> Codestream | None:
+    """What the first fragment of encapsulated Pixel Data says of itself, where it is a codestream."""
     stream.seek(offset)
     value = b""
     for _ in range(2):  # the offset table, the first fragment
         tag, length = struct.unpack("<LL", stream.read(8).ljust(8, b"\0"))
         if tag != _ITEM:
-            return
+            return None
         value = stream.read(min(length, _CODESTREAM_HEAD))
         stream.seek(length - len(value), os.SEEK_CUR)
     try:
-        found = inspect(value)
+        return inspect(value)
     except UnreadableInstanceError:
-        return
-    stored = instance.get("BitsStored")
-    if found.kind == "JPEG 2000" and isinstance(stored, int) and found.precision <= stored:
-        if instance.get("PixelRepresentation") == 0 and found.signed:
-            instance.overruled["PixelRepresentation"] = "0"
-        instance.PixelRepresentation = int(found.signed)
+        return None
 
 
 def _settle(dataset: Dataset, little: bool, depth: int, left: list[int], limits: Limits) -> None:

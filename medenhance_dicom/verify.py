@@ -25,6 +25,7 @@ from medenhance_dicom.attributes import (
     SHOWN_GREY,
     SHUTTER,
     attributes_of,
+    copied,
     forbidden_in,
 )
 from medenhance_dicom.decoding import Decoder
@@ -446,10 +447,13 @@ def _differing(one: Dataset, other: Dataset) -> Iterator[str]:
 
 
 def _continues(derived: Dataset, source: Dataset, keyword: str) -> bool:
-    """Whether the source's compression history is the beginning of the derived object's; `00` may become `01`."""
+    """Whether the source's compression history is the beginning of the derived object's; `00` may become `01`.
+
+    Of what can be carried: a ratio of "10:1" cannot.
+    """
     after, before = (
         list(value) if isinstance(value, list | MultiValue) else [value] if value not in (None, "") else []
-        for value in (derived.get(keyword), source.get(keyword))
+        for value in (derived.get(keyword), copied(source, {keyword}).get(keyword))
     )
     return before in ([], ["00"]) or after[: len(before)] == before
 

@@ -50,15 +50,22 @@ def j2k(values, **options) -> bytes:
     return bytes(imagecodecs.jpeg2k_encode(values, **options))
 
 
-def jpeg(space: str, *, subsampling: str = "444", ids: bytes | None = None, markers: bool = True) -> bytes:
-    """COLOUR as baseline JPEG in the colour space `space`, perhaps with other component ids or no APP markers."""
+def jpeg(
+    space: str, *, subsampling: str = "444", ids: bytes | None = None, markers: bool = True, adobe: int | None = None
+) -> bytes:
+    """COLOUR as baseline JPEG in the colour space `space`.
+
+    Perhaps with other component ids, no APP markers, or none but Adobe's with a transform.
+    """
     data = bytearray(imagecodecs.jpeg8_encode(COLOUR, level=98, outcolorspace=space, subsampling=subsampling))
     if ids:
         frame, scan = data.index(b"\xff\xc0") + 10, data.index(b"\xff\xda") + 5
         for number in range(3):
             data[frame + 3 * number] = data[scan + 2 * number] = ids[number]
-    if not markers:
+    if not markers or adobe is not None:
         del data[2 : 4 + int.from_bytes(data[4:6], "big")]
+    if adobe is not None:
+        data[2:2] = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0" + bytes([adobe])
     return bytes(data)
 
 
@@ -115,6 +122,8 @@ def rle(planes: list[bytes]) -> bytes:
     [
         (jpeg("ycbcr"), "YCbCr"),  # a JFIF marker
         (jpeg("rgb"), "RGB"),  # Adobe's marker, transform 0
+        (jpeg("ycbcr", adobe=1), "YCbCr"),
+        (jpeg("ycbcr", adobe=2), "YCbCr"),  # of four components by its number, and libjpeg takes it so
         (jpeg("rgb", markers=False), "RGB"),  # component ids R, G, B
         (jpeg("ycbcr", subsampling="420", markers=False), "YCbCr"),  # chroma at half the size
         (jpeg("ycbcr", markers=False), None),
@@ -211,13 +220,35 @@ def test_eight_bits_in_sixteen_bit_cells_keep_their_values(decoder, path):
     np.testing.assert_array_equal(stored(decoder, path)[0], imagecodecs.jpeg8_decode(stream))
 
 
+@pytest.mark.parametrize(
+    ("name", "precision", "bits"),
+    [("CR", 10, 10), ("MR", 12, 12), ("CT", 10, 12), ("OP16", 12, 16), ("EnhancedMR", 10, 12), ("XA", 9, 9)],
+)
+def test_bits_stored_are_no_more_than_the_codestream_has_and_the_class_allows(decoder, path, name, precision, bits):
+    """Without a window a picture is shown in the range of Bits Stored: ten bits in that of 16 are black."""
+    values = picture(precision)
+    wide = values.astype("u2")
+    write(path, [j2k(wide, bitspersample=precision)], ".4.90", wide, name=name, PixelPaddingValue=0)
+    header = read_instance(path)
+    assert (header.BitsStored, header.HighBit, pixel_format(header).maximum) == (bits, bits - 1, 2**bits - 1)
+    assert header.overruled.get("BitsStored") == ("16" if bits < 16 else None)
+    np.testing.assert_array_equal(stored(decoder, path)[0], wide)
+    for syntax, stream in ((".4.70", lossless_jpeg(wide, precision)), (".4.50", imagecodecs.jpeg8_encode(picture(8)))):
+        write(path, [bytes(stream)], syntax, wide, name="CR")
+        assert read_instance(path).BitsStored == (precision if syntax == ".4.70" else 8)
+    write(path, [lossless_jpeg(wide, precision)], ".4.70", wide.view("i2"), name="MR", PixelPaddingValue=0)
+    assert read_instance(path).BitsStored == 16  # whether the highest of its bits is a sign nothing says
+    write(path, [bytes(encode_array(wide))], ".4.80", wide, name="CR")
+    assert read_instance(path).BitsStored == 16
+
+
 @pytest.mark.parametrize("representation", [0, 1, None])
 def test_a_signed_codestream_makes_signed_pixels(decoder, path, representation):
     """CT scanners have written them under Pixel Representation 0."""
     values = picture(13, signed=True)
     write(path, [j2k(values, bitspersample=13)], ".4.90", values.astype("u2"), PixelRepresentation=representation)
     header = read_instance(path)
-    assert (header.PixelRepresentation, pixel_format(header).minimum) == (1, -32768)
+    assert (header.PixelRepresentation, pixel_format(header).minimum) == (1, -4096)
     np.testing.assert_array_equal(stored(decoder, path)[0], values)
 
 

@@ -446,7 +446,7 @@ def test_padding_and_monochrome1_stay_with_grey_pixels():
     assert derived.PixelPaddingRangeLimit == 4090
 
 
-@pytest.mark.parametrize(("burned_in", "expected"), [(None, "YES"), ("NO", "NO")])
+@pytest.mark.parametrize(("burned_in", "expected"), [(None, "YES"), ("NO", "NO"), ("no", "NO"), ("MAYBE", "YES")])
 def test_burned_in_annotation_of_converted_captures(burned_in, expected):
     source = synthetic.make_instance("SC", BurnedInAnnotation=burned_in)
     derived = derive(source)
@@ -534,6 +534,35 @@ def test_a_loss_that_the_codestream_proves_is_noted_where_the_source_forgot(said
     assert derived.LossyImageCompressionRatio == 9.0  # 16 * 12 * 3 bytes of 64
 
 
+def test_a_ratio_that_is_no_number_stays_behind_and_the_loss_remains(tmp_path):
+    source_path = tmp_path / "source.dcm"
+    history = {"LossyImageCompression": "01", "LossyImageCompressionRatio": "1234"}
+    synthetic.make_file(source_path, "OP8", **history)
+    source_path.write_bytes(source_path.read_bytes().replace(b"1234", b"10:1"))
+    target, source = derive_file(source_path, tmp_path)
+    assert check_file(target, {str(source.SOPInstanceUID): [source_path]}) == []
+    derived = dcmread(target)
+    assert (derived.LossyImageCompression, derived.LossyImageCompressionRatio) == ("01", None)
+    assert "LossyImageCompressionRatio: a value that cannot be carried" in derived.DerivationDescription
+
+
+@pytest.mark.parametrize(
+    ("methods", "ratios", "expected"),
+    [
+        (["ISO_15444_1"], ["7"], (["ISO_15444_1", "ISO_10918_1"], [7.0, 9.0])),
+        (["ISO_15444_1"], ["7", "3"], (["ISO_15444_1", "ISO_10918_1"], [7.0, 3.0])),
+        (["ISO_10918_1", "ISO_14495_1"], ["7", "3"], (["ISO_10918_1", "ISO_14495_1"], [7.0, 3.0])),
+        (["ISO_10918_2"], ["7"], ("ISO_10918_2", 7.0)),
+    ],
+)
+def test_another_loss_is_added_to_those_that_the_source_tells(methods, ratios, expected):
+    history = {"LossyImageCompressionMethod": methods, "LossyImageCompressionRatio": ratios}
+    source = lossy_source(JPEGBaseline8Bit, **history)
+    source.LossyImageCompression = "01"
+    derived = derive(source, encoding=Encoding(64, "JPEG", False))
+    assert (derived.LossyImageCompressionMethod, derived.LossyImageCompressionRatio) == expected
+
+
 @pytest.mark.parametrize("said", [None, "00"])
 @pytest.mark.parametrize("encoding", [Encoding(64, "JPEG 2000", True), Encoding(64, "JPEG XL", None), Encoding(64)])
 def test_a_transfer_syntax_that_may_be_lossy_proves_nothing(said, encoding):
@@ -599,6 +628,17 @@ def test_names_that_cannot_be_read_are_refused_without_being_shown(charset, raw,
     with pytest.raises(DerivationError, match="PatientName") as caught:
         derive_file(source_path, tmp_path)
     assert "ller" not in str(caught.value)
+
+
+def test_names_of_others_that_cannot_be_read_stay_behind(tmp_path):
+    source_path = tmp_path / "source.dcm"
+    text = {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Test^One", "InstitutionName": None}
+    synthetic.make_file(source_path, "OP8", **text, OperatorsName="XXXXXX")
+    source_path.write_bytes(source_path.read_bytes().replace(b"XXXXXX", b"M\xfcller"))
+    target, _ = derive_file(source_path, tmp_path)
+    derived = dcmread(target)
+    assert (derived.PatientName, derived.OperatorsName) == ("Test^One", "")
+    assert "Left behind: OperatorsName: a value that cannot be carried." in derived.DerivationDescription
 
 
 @pytest.mark.parametrize("keyword", ["PatientID", "AccessionNumber", "StudyID"])

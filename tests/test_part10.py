@@ -28,8 +28,10 @@ from medenhance_dicom.errors import (
     OutputError,
     UnreadableInstanceError,
 )
+from medenhance_dicom.frames import pixel_format
 from medenhance_dicom.part10 import Limits, find_instances, looks_like_dicom, read_instance, write_instance
 from medenhance_dicom.uids import IMPLEMENTATION_CLASS_UID
+from tests import synthetic
 
 CT = Path(pydicom.data.get_testdata_file("CT_small.dcm", download=False))
 
@@ -269,6 +271,18 @@ def test_errors_hold_no_values(tmp_path):
 
 
 # ---------------------------------------------------------------- write
+
+
+@pytest.mark.parametrize("written", ["monochrome2", " MONOCHROME2", "Monochrome2 "])
+def test_blanks_and_small_letters_of_the_photometric_interpretation_mean_nothing(tmp_path, written):
+    path = synthetic.make_file(tmp_path / "x.dcm", "MR", PhotometricInterpretation=written)
+    assert read_instance(path).PhotometricInterpretation == "MONOCHROME2"
+
+
+def test_several_photometric_interpretations_are_none(tmp_path):
+    header = read_instance(synthetic.make_file(tmp_path / "x.dcm", "US", PhotometricInterpretation=["RGB", "RGB"]))
+    with pytest.raises(UnreadableInstanceError, match="PhotometricInterpretation: is not one value"):
+        pixel_format(header)
 
 
 def derived(rows=3, columns=3, allocated=8) -> Dataset:

@@ -266,7 +266,14 @@ def test_a_plane_that_lies_in_the_samples_is_left_behind():
     assert derive(source).left_behind == ["overlay plane 1 (group 6000, in the pixel cells)"]
 
 
-@pytest.mark.parametrize("name", ["ByteSC", "TrueColorSC"])
+@pytest.mark.parametrize(("origin", "kept"), [([3, 4], [3, 4]), (None, [1, 1])])
+def test_a_plane_of_the_pixel_cells_keeps_its_origin(origin, kept):
+    source = with_overlay(synthetic.make_instance("CR"), embedded=13)
+    source[0x6000, 0x0050].value = origin
+    assert list(derive(source, overlays={0x6000: bytes(24)}).instance[0x6000, 0x0050].value) == kept
+
+
+@pytest.mark.parametrize("name", ["ByteSC", "TrueColorSC", "US", "USMultiFrame", "OP8"])
 def test_frames_without_timing_get_none(name):
     source = synthetic.make_instance(name, frames=3, FrameIncrementPointer=None, FrameTime=None)
     derived = derive(source).instance
