@@ -17,7 +17,7 @@ from pydicom.multival import MultiValue
 
 from medenhance_dicom.attributes import NEVER, SHOWN_GREY
 from medenhance_dicom.lossy import Encoding
-from medenhance_dicom.overlays import DATA, POSITION
+from medenhance_dicom.overlays import DATA, is_in_cells
 from medenhance_dicom.palette import palette_of
 
 _OVERLAYS, _CURVES = range(0x6000, 0x6100, 2), range(0x5000, 0x5100, 2)
@@ -66,7 +66,7 @@ def _planes(source: Dataset, carried: Dataset) -> Iterator[str]:
     for group in _OVERLAYS:
         if _has(source, group, DATA):
             where = ""
-        elif _has(source, group, POSITION):
+        elif is_in_cells(source, group):
             where = ", in the pixel cells"
         else:
             continue

@@ -23,6 +23,13 @@ def own_planes(instance: Dataset) -> list[int]:
     return [group for group in GROUPS if _value(instance, group, DATA)]
 
 
+def is_in_cells(instance: Dataset, group: int) -> bool:
+    """Whether a plane has no Overlay Data, but a place in the pixel cells; bit 0 of a plane of single bits is none."""
+    position = _value(instance, group, POSITION)
+    stub = (position, _value(instance, group, BITS)) == (0, 1)
+    return isinstance(position, int) and not stub and not _value(instance, group, DATA)
+
+
 def embedded_planes(instance: Dataset) -> dict[int, int]:
     """Group -> bit of the pixel cell, of the planes that lie in it beside the sample.
 
@@ -33,12 +40,8 @@ def embedded_planes(instance: Dataset) -> dict[int, int]:
         return {}
     allocated, stored, high = cell
     sample = range(high + 1 - stored, high + 1)
-    found = {group: _value(instance, group, POSITION) for group in GROUPS if not _value(instance, group, DATA)}
-    return {
-        group: int(bit)
-        for group, bit in found.items()
-        if isinstance(bit, int) and 0 <= bit < allocated and bit not in sample
-    }
+    found = {group: int(_value(instance, group, POSITION)) for group in GROUPS if is_in_cells(instance, group)}
+    return {group: bit for group, bit in found.items() if 0 <= bit < allocated and bit not in sample}
 
 
 def planes_in(cells: NDArray[Any], embedded: Mapping[int, int]) -> dict[int, NDArray[np.bool_]]:

@@ -273,6 +273,13 @@ def test_a_plane_of_the_pixel_cells_keeps_its_origin(origin, kept):
     assert list(derive(source, overlays={0x6000: bytes(24)}).instance[0x6000, 0x0050].value) == kept
 
 
+def test_a_plane_without_data_or_place_is_none():
+    source = with_overlay(synthetic.make_instance("CR", BitsAllocated=16, BitsStored=12, HighBit=15), embedded=1)
+    source[0x6000, 0x0100].value, source[0x6000, 0x0102].value = 1, 0
+    assert not stored_frame(source, np.zeros((16, 12), np.uint16), 0).overlays
+    assert derive(source).left_behind == []
+
+
 @pytest.mark.parametrize("name", ["ByteSC", "TrueColorSC", "US", "USMultiFrame", "OP8"])
 def test_frames_without_timing_get_none(name):
     source = synthetic.make_instance(name, frames=3, FrameIncrementPointer=None, FrameTime=None)
