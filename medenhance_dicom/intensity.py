@@ -16,6 +16,7 @@ Method = Literal["range", "window", "percentile"]
 
 SAMPLE_VALUES = 4_000_000  # at most about so many go into the percentiles
 WINDOW_SHARE = 1e-3  # of a frame's pixels; a window that holds fewer shows nothing of it
+MOST_BEYOND = 1.5  # widths of a shared range, see `stands_out`
 N4_SHRINK = 4
 N4_BOUND = 4.0  # a bias field beyond this factor is not believed
 
@@ -70,7 +71,7 @@ def fit_intensity(
         return IntensityMap(float(legal_range[0]), float(legal_range[1]), inverted, "range")
     values = _pool(sample, paddings)
     if values.size:
-        lo, hi = (float(v) for v in np.percentile(values, percentiles))
+        lo, hi = _ends(values, percentiles)
         if lo >= hi:  # nearly constant: take what little spread there is
             lo, hi = float(values.min()), float(values.max())
         if lo < hi:
@@ -79,6 +80,34 @@ def fit_intensity(
         return IntensityMap(float(legal_range[0]), float(legal_range[1]), inverted, "range")
     lo = float(values[0]) if values.size else 0.0
     return IntensityMap(lo, lo + 1, inverted, "percentile")
+
+
+def stands_out(values: Values, padding: Mask | None, lo: float, hi: float, percentiles: tuple[float, float]) -> bool:
+    """Whether a frame reaches beyond a range by more than `MOST_BEYOND` of its width: another picture than its fellows.
+
+    Args:
+        values: modality values (H, W, C).
+        padding: bool (H, W), True for padding; None: none.
+        lo: of the range.
+        hi: of the range.
+        percentiles: how far the frame reaches.
+    """
+    pooled = _pool([values], [padding])
+    if not pooled.size:
+        return False
+    first, last = _ends(pooled, percentiles)
+    return max(last - hi, lo - first) > MOST_BEYOND * (hi - lo)
+
+
+def without_outliers(
+    sample: Sequence[tuple[Values, Mask | None]], percentiles: tuple[float, float]
+) -> list[tuple[Values, Mask | None]]:
+    """The frames, each with its padding, that do not stand out of the range that is usual among them."""
+    pools = [pooled for pooled in (_pool([values], [padding]) for values, padding in sample) if pooled.size]
+    if not pools:
+        return list(sample)
+    lo, hi = (float(end) for end in np.median([_ends(pooled, percentiles) for pooled in pools], axis=0))
+    return [one for one in sample if not stands_out(*one, lo, hi, percentiles)]
 
 
 def usable_window(
@@ -174,6 +203,11 @@ def _block_means(unit: Unit, factor: int) -> Unit:
     blocks = unit[:height, :width].reshape(height // factor, factor, width // factor, factor)
     means: Unit = blocks.mean((1, 3), dtype=np.float32)
     return means
+
+
+def _ends(values: Values, percentiles: tuple[float, float]) -> tuple[float, float]:
+    lo, hi = (float(v) for v in np.percentile(values, percentiles))
+    return lo, hi
 
 
 def _pool(sample: Sequence[Values], paddings: Sequence[Mask | None]) -> Values:

@@ -80,8 +80,9 @@ class SeriesIntensity:
       position and in one orientation. A recipe's `scope` can widen this to any series or narrow it to no two instances.
 
     Both only if they are on one scale: one Rescale Slope and Intercept for all, or one window for all. Where every one
-    has its own of both, each was scaled for itself (C.7.6.16.2.9, C.7.6.16.2.10), and has a map of its own. All others
-    (radiographs, photographs, ultrasound) have their own, whatever lies beside them.
+    has its own of both, each was scaled for itself (C.7.6.16.2.9, C.7.6.16.2.10), and has a map of its own. So has one
+    that stands out of its fellows (`intensity.stands_out`), and it has no part in theirs. All others (radiographs,
+    photographs, ultrasound) have their own, whatever lies beside them.
     """
 
     def __init__(
@@ -128,9 +129,14 @@ class SeriesIntensity:
         if sharers is None:
             return self._fit([(modality, padding)], instance, pixels, index)
         if self._shared is None or self._shared[0] is not sharers:
-            sample = self._sample(sharers) or [(modality, padding)]
-            self._shared = sharers, self._fit(sample, instance, pixels, index)
-        return self._shared[1]
+            sample = self._sample(sharers)
+            if how.scope != "series":
+                sample = intensity.without_outliers(sample, (how.low, how.high))
+            self._shared = sharers, self._fit(sample or [(modality, padding)], instance, pixels, index)
+        shared = self._shared[1]
+        if how.scope != "series" and intensity.stands_out(modality, padding, shared.lo, shared.hi, (how.low, how.high)):
+            return self._fit([(modality, padding)], instance, pixels, index)
+        return shared
 
     def is_shared(self, found: intensity.IntensityMap) -> bool:
         """Whether a map that `map_for` gave is the series'."""

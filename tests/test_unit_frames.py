@@ -77,6 +77,19 @@ def test_slices_of_a_volume_share_a_map_by_percentile(tmp_path, maps_of):
     assert found["1.dcm"][0][1] > 1500
 
 
+@pytest.mark.parametrize("at", [0, 3, 6])
+def test_a_slice_that_stands_out_has_no_part_in_the_map_of_the_others(tmp_path, maps_of, at):
+    """Before, one bright slice of seven pressed the others into a quarter of the range."""
+    paths = [write(tmp_path, n, "MR", 100 + 500 * CAMERA, ImagePositionPatient=["0", "0", str(n)]) for n in range(7)]
+    alone = maps_of(paths)
+    bright = write(tmp_path, at, "MR", 4000 * CAMERA, ImagePositionPatient=["0", "0", str(at)])
+    found = maps_of(paths)
+    own = found.pop(bright.name)
+    assert set(map(tuple, found.values())) == {tuple(alone[bright.name])}
+    assert own == maps_of([bright])[bright.name]
+    assert own[0][1] > 3500
+
+
 def test_a_recipe_may_narrow_or_widen_what_shares(tmp_path, maps_of):
     assert len({tuple(m) for m in maps_of(slices(tmp_path), scope="image").values()}) == 3
     pictures = [write(tmp_path / "cr", n, "CR", 1000 * n + 500 * CAMERA) for n in (1, 2)]
