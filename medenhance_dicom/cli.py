@@ -223,8 +223,13 @@ def _outcome_printer(width: int) -> Callable[[Outcome], None]:
     def tell(o: Outcome) -> None:
         score = " " * 12 if o.lassim is None else f"LaSSIM {o.lassim:.3f}"
         first = Text.assemble((f"{o.result:9}", colour[o.result]), f"{score}  {o.recipe or '':{width}}  {o.source}")
-        more = [o.reason, f"kept: {o.kept}" if o.kept else None]
-        more += [f"left behind: {what}" for what in o.left_behind]
+        more = [
+            o.reason,
+            f"finished before{': verified, not written again' if o.derived else ''}" if o.repeated else None,
+            f"replaces {o.replaces}, which was made of its source before a correction" if o.replaces else None,
+            f"kept: {o.kept}" if o.kept else None,
+            *(f"left behind: {what}" for what in o.left_behind),
+        ]
         with console.capture() as lines:  # rich would write past the progress bar, and into it
             console.print(first, *(Text(f"{'':9}{line}", style="dim") for line in more if line), sep="\n")
         print(lines.get(), end="", flush=True)
@@ -285,6 +290,8 @@ def release(
     json: Json = False,
 ) -> None:
     """Release a picture that the gate withheld, on a person's word: the object says who, why, and the verdict."""
+    from medenhance_dicom.ledger import NAME
+    from medenhance_dicom.node.jobfolder import LEDGER
     from medenhance_dicom.releasing import release
     from medenhance_dicom.report import RunReport
 
@@ -299,7 +306,8 @@ def release(
         node = load_settings(config)
     folder, started = output or folders[1], _now()
     key = sign_key or (node.enhance.sign_key if node else None)
-    outcome, said = release(kept, folder, by=by, reason=reason, now=started, sign_key=key)
+    ledger = node.store / LEDGER if node else folders[1] / NAME
+    outcome, said = release(kept, folder, by=by, reason=reason, now=started, sign_key=key, ledger=ledger)
     report = RunReport(
         folder / "run_report.json", started=started, device=said["device"], engine=said["engine"],
         precision=said["precision"], keep=True,
@@ -311,7 +319,7 @@ def release(
         open_trail(node).append("released", job=folders[0].name, by=by, why=reason)
     report.close(finished=_now(), also=sys.stdout if json else None)
     if not json:
-        print(f"released: {outcome.derived}")
+        print(f"released{' before' if outcome.repeated else ''}: {outcome.derived}")
 
 
 SourceArgument = Annotated[Path, typer.Argument(help="The originals: a file or folder.", metavar="SOURCE")]

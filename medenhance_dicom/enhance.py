@@ -46,7 +46,9 @@ from medenhance_dicom.manifest import Manifest, load_manifest
 from medenhance_dicom.overlays import packed
 from medenhance_dicom.part10 import read_instance, write_document, write_instance
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe, runtime
+from medenhance_dicom.provenance import VERDICT
 from medenhance_dicom.recipe import Recipe
+from medenhance_dicom.released import places
 from medenhance_dicom.report import UNCHANGED, UNREADABLE, Outcome
 from medenhance_dicom.selection import Settings, choose_methods, outcome_of, read_members, recipes_of, unambiguous
 from medenhance_dicom.series import Member, Series
@@ -55,13 +57,21 @@ from medenhance_dicom.site_keys import load_signing_key
 from medenhance_dicom.structured_report import structured_report
 from medenhance_dicom.targets import Standing, standing
 from medenhance_dicom.unit_frames import SeriesIntensity, UnitFrame, unit_frames
-from medenhance_dicom.verdicts import Blending, excess_of, in_words, settled, values_of
+from medenhance_dicom.verdicts import Blending, excess_of, in_a_word, in_words, settled, values_of
 from medenhance_dicom.verify import assert_derived
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
 Progress = Callable[..., None]
+
+EARLIER = "EARLIER"
+"""In the reason of an instance whose object stands as an earlier run, of another gate or other limits, wrote it."""
+
+_REWRITTEN: dict[Standing, str] = {
+    "damaged": "REWRITTEN: the file there was damaged",
+    "unsigned": "REWRITTEN: the file there was not signed by a key of this site",
+}
 
 
 class Enhancement:
@@ -175,16 +185,18 @@ class Enhancement:
             return None
         entry, source = known
         more: dict[str, Any] = _names(prepared) | {"lassim": entry.lassim, "verdict": entry.verdict}
+        earlier = _still_there(history.written(source, entry.pixels)) if entry.result == "withheld" else None
         if entry.derived is not None:
             target = history.target(entry, source)
             more |= {"derived": str(target), "derived_sop_instance_uid": entry.derived, "replaces": entry.replaces}
             more["left_behind"] = entry.left_behind
+            earlier = _says_another(target, in_a_word(entry.lassim, entry.reason, entry.verdict))
             if self.settings.structured_report:
                 document = structured_report(source, read_instance(target), entry.lassim, entry.result, entry.verdict)
                 more["structured_report"] = str(self._put_report(document))
         elif entry.kept is not None and Path(entry.kept).exists():
             more["kept"] = entry.kept
-        reason = "; ".join(filter(None, [entry.reason, history.returned(entry)])) or None
+        reason = "; ".join(filter(None, [entry.reason, history.returned(entry), earlier])) or None
         more["seconds"] = {"verify": round(time.monotonic() - started, 4)}
         return outcome_of(member, entry.result, reason, repeated=True, **more)
 
@@ -209,7 +221,8 @@ class Enhancement:
             nothing = self._keep(result, history, decoder, outcome, in_words(verdict, values))
         if nothing is not None:
             history.add(source, source_digest, nothing)
-            return nothing
+            earlier = _still_there(history.written(source, source_digest)) if nothing.result == "withheld" else None
+            return replace(nothing, reason="; ".join(filter(None, [nothing.reason, earlier])))
         try:
             derived, left_behind = self._derive(result, history, decoder, in_words(verdict, values))
             self._sign(derived, digest)
@@ -222,7 +235,9 @@ class Enhancement:
                 names["structured_report"] = str(self._put_report(document))
             result.write_previews(target)
             result.seconds["write"] = round(time.monotonic() - started, 4)
-            reasons = [verdict.reason, "REWRITTEN: the file there was damaged" if found == "damaged" else None]
+            word = in_a_word(verdict.lassim, verdict.reason, values)
+            earlier = _says_another(target, word) if found == "intact" else None
+            reasons = [verdict.reason, _REWRITTEN.get(found), earlier]
             outcome = outcome_of(
                 member, verdict.outcome, "; ".join(filter(None, reasons)) or None, derived=str(target),
                 derived_sop_instance_uid=str(derived.SOPInstanceUID), repeated=found == "intact",
@@ -285,7 +300,8 @@ class Enhancement:
     def _put(self, instance: Dataset, write: Callable[[], None]) -> Standing:
         """Write an object where it is not yet, or where it is damaged or to be overwritten; what was there before."""
         target = self._target(instance)
-        found: Standing = "absent" if self.settings.overwrite else standing(target, instance)
+        overwrite = self.settings.overwrite and not target.is_dir()
+        found: Standing = "absent" if overwrite else standing(target, instance, self.settings.signing_keys())
         if found == "taken":
             raise TargetTakenError(f"another object is where {target.name} is to be")
         if found != "intact":
@@ -312,6 +328,23 @@ class Enhancement:
 
 def _names(prepared: PreparedRecipe) -> dict[str, Any]:
     return {"recipe": prepared.recipe.name, "weights": prepared.weights_key, "guide": prepared.guide_key}
+
+
+def _still_there(target: Path | None) -> str | None:
+    """Words for an object of a picture that is withheld now."""
+    if target is None:
+        return None
+    return f"{EARLIER}: {target.name} is still there, which an earlier run wrote under another gate or other limits"
+
+
+def _says_another(target: Path, word: str) -> str | None:
+    """Words for an object that stands, if it says another verdict than this run's, see `in_a_word`."""
+    found = (VERDICT.search(str(place.DerivationDescription)) for place in places(read_instance(target)))
+    said = {match[1] for match in found if match}
+    if said == {word}:
+        return None
+    words = " and ".join(sorted(said))
+    return f"{EARLIER}: the object there says what an earlier run found (structure check {words}); see --overwrite"
 
 
 def _make_folder(folder: Path) -> None:

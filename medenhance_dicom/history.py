@@ -17,8 +17,7 @@ from medenhance_dicom.prepare import PreparedRecipe
 from medenhance_dicom.report import Outcome
 from medenhance_dicom.selection import Settings
 from medenhance_dicom.series import Member, Series
-from medenhance_dicom.signature import signature_of
-from medenhance_dicom.targets import is_whole
+from medenhance_dicom.targets import is_signed, is_whole
 from medenhance_dicom.uids import digest_of
 
 if TYPE_CHECKING:
@@ -75,6 +74,21 @@ class History:
         """Where an object that was derived is to stand."""
         folder = self._settings.output / str(source.StudyInstanceUID) / str(entry.derived_series)
         return folder / f"{entry.derived}.dcm"
+
+    def written(self, source: Dataset, pixels: str) -> Path | None:
+        """Where an object stands that was made of the same header and pixels before, by whatever limits.
+
+        Args:
+            source: The header.
+            pixels: Digest of its decoded frames.
+        """
+        same = source_digest(source), pixels
+        for entry in self._ledger.entries(str(source.SOPInstanceUID)):
+            if entry.derived is not None and (entry.said, entry.pixels) == same:
+                target = self.target(entry, source)
+                if target.exists():
+                    return target
+        return None
 
     def returned(self, entry: Entry) -> str | None:
         """Words for an object that was replaced by another, and whose source says again what it said then."""
@@ -134,7 +148,8 @@ class History:
             return False
         if self._settings.preview and not target.with_suffix(".png").exists():
             return False
-        if self._settings.sign_key is not None and signature_of(derived) is None:
+        keys = self._settings.signing_keys()
+        if keys is not None and not is_signed(target, derived, keys):
             return False
         known = derived.get("SOPInstanceUID"), recorded_digests(derived).get("header")
         return known == (entry.derived, entry.header) and is_whole(target, derived)

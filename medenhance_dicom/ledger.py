@@ -14,11 +14,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from medenhance_dicom.errors import OutputError
 from medenhance_dicom.report import Result
-from medenhance_dicom.uids import digest_of
+from medenhance_dicom.uids import digest_of, is_uid
 
 NAME = ".derived"
 """Folder of the ledger inside an output folder. Its beginning with a dot hides it from whoever looks for instances."""
@@ -57,6 +57,10 @@ class Entry:
     """What the derived object lacks, in words."""
     kept: str | None = None
     """Where what was withheld was kept."""
+
+
+_TEXTS = ("source", "said", "pixels", "gate")
+_WORDS = ("reason", "derived", "derived_series", "sop_class", "header", "path", "replaces", "kept")
 
 
 def old_entry(source: str, derived: str, series: str) -> Entry:
@@ -175,9 +179,29 @@ def _entry(line: bytes) -> Entry | None:
     """A line's entry; None for a torn or foreign one. Fields that another version has are passed over."""
     try:
         values = json.loads(line)
-        return Entry(**{one.name: values[one.name] for one in fields(Entry) if one.name in values})
-    except (ValueError, TypeError):
+        entry = Entry(**{one.name: values[one.name] for one in fields(Entry) if one.name in values})
+    except (ValueError, TypeError, RecursionError):
         return None
+    return entry if _is_sound(vars(entry)) else None
+
+
+def _is_sound(values: dict[str, Any]) -> bool:
+    """Whether every value is of its kind; another program, or a version to come, may have written anything."""
+    return (
+        all(_is_text(values[name]) for name in _TEXTS)
+        and all(values[name] is None or _is_text(values[name]) for name in _WORDS)
+        and isinstance(values["rule"], int)
+        and values["result"] in get_args(Result)
+        and isinstance(values["lassim"], float | int | None)
+        and isinstance(values["verdict"], dict)
+        and isinstance(values["left_behind"], list)
+        and all(_is_text(words) for words in values["left_behind"])
+        and (values["derived"] is None or (is_uid(values["derived"]) and is_uid(values["derived_series"] or "")))
+    )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
 
 
 @contextlib.contextmanager

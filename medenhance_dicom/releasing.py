@@ -13,12 +13,13 @@ from typing import Any
 from pydicom import Dataset
 
 from medenhance_dicom.errors import ConfigurationError, InputError, OutputError, TargetTakenError
-from medenhance_dicom.identity import own_item
+from medenhance_dicom.identity import METHOD_VERSION, own_item, recorded_digests, replaced_uid, source_uid
+from medenhance_dicom.ledger import NAME, Entry, Ledger
 from medenhance_dicom.part10 import read_instance, write_instance
 from medenhance_dicom.released import places, released
 from medenhance_dicom.report import Outcome
 from medenhance_dicom.signature import sign
-from medenhance_dicom.site_keys import load_signing_key
+from medenhance_dicom.site_keys import load_public_keys, load_signing_key
 from medenhance_dicom.targets import standing
 from medenhance_dicom.verify import assert_derived, pixel_digest
 from medenhance_dicom.withheld import said_of, unpack
@@ -31,7 +32,14 @@ _MOST_NAME = 64  # PN, PS3.5 section 6.2
 
 
 def release(
-    kept: Path, output: Path, *, by: str, reason: str, now: datetime, sign_key: Path | None = None
+    kept: Path,
+    output: Path,
+    *,
+    by: str,
+    reason: str,
+    now: datetime,
+    sign_key: Path | None = None,
+    ledger: Path | None = None,
 ) -> tuple[Outcome, dict[str, Any]]:
     """Make a derived object of a kept picture. The kept one stays until its time is over.
 
@@ -42,6 +50,8 @@ def release(
         reason: Why, at most `MOST_REASON` characters.
         now: Aware time.
         sign_key: Site key, or a folder of them, that signs the object; None: it is not signed.
+        ledger: Folder of what was derived (`ledger`), where a correction will look for what it replaces; None: that of
+            the output folder.
 
     Returns:
         The outcome, `released`, and what was said of the kept picture (`withheld.said_of`).
@@ -64,23 +74,41 @@ def release(
         problems = assert_derived(derived, pixel_digest=digest) if digest else ["PixelData: cut"]
         if problems:
             raise InputError(f"{kept}: altered: {'; '.join(problems)}")
-        made = released(derived, by=by, reason=reason, now=now)
+        before, made = derived, released(derived, by=by, reason=reason, now=now)
+        keys = None
+        if sign_key is not None:
+            keys = load_public_keys(sign_key)
+            sign(made, load_signing_key(sign_key), digest or "")
         target = output / made.StudyInstanceUID / made.SeriesInstanceUID / f"{made.SOPInstanceUID}.dcm"
-        found = standing(target, made)
-        if found == "taken" or (found == "intact" and _who_and_why(read_instance(target)) != _who_and_why(made)):
+        found = standing(target, made, keys)
+        another = found in ("intact", "unsigned") and _who_and_why(read_instance(target)) != _who_and_why(made)
+        if found == "taken" or another:
             raise TargetTakenError(f"{target.name}: was released before, by somebody else or for another reason")
         if found != "intact":
-            if sign_key is not None:
-                sign(made, load_signing_key(sign_key), digest or "")
             _last_bytes(whole, pixels, _length(made))
             write_instance(made, pixels, target)
     known = {field.name for field in fields(Outcome)}
     outcome = Outcome(**{name: value for name, value in said["outcome"].items() if name in known})
-    uid, repeated = str(made.SOPInstanceUID), found == "intact"
-    return replace(
+    outcome = replace(
         outcome, result="released", reason=f"RELEASED: by a person, although {outcome.reason}", derived=str(target),
-        derived_sop_instance_uid=uid, repeated=repeated, kept=str(kept),
-    ), said  # fmt: skip
+        derived_sop_instance_uid=str(made.SOPInstanceUID), repeated=found == "intact", replaces=replaced_uid(made),
+        kept=str(kept),
+    )  # fmt: skip
+    _write_down(outcome, before, made, ledger or output / NAME)
+    return outcome, said
+
+
+def _write_down(outcome: Outcome, before: Dataset, made: Dataset, folder: Path) -> None:
+    """Tell the ledger of a released object, so that one of a corrected source names it; no run takes it for its own."""
+    said = recorded_digests(before)
+    ledger = Ledger(folder, outcome.series_instance_uid or "", said["recipe"], said.get("weights"), said.get("guide"))
+    entry = Entry(
+        source_uid(made), said="", pixels=said["source"], gate="", rule=METHOD_VERSION, result="released",
+        reason=outcome.reason, derived=str(made.SOPInstanceUID), derived_series=str(made.SeriesInstanceUID),
+        sop_class=str(made.SOPClassUID), header=said["header"], path=outcome.derived, replaces=outcome.replaces,
+        kept=outcome.kept,
+    )  # fmt: skip
+    ledger.add(entry)
 
 
 def _who_and_why(derived: Dataset) -> tuple[str, set[str]]:

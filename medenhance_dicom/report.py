@@ -108,6 +108,7 @@ class RunReport:
         token = secrets.token_hex(4)
         self._part = path.with_name(f".{path.name}.{token}.part")
         self._kept = path.parent / KEPT / f"{started.astimezone(UTC):%Y%m%dT%H%M%SZ}-{token}.json" if keep else None
+        self._hidden = self._part.with_suffix(".copy")
         self._lines = self._kept.with_suffix(".jsonl") if self._kept else path.with_name(f"{path.stem}.{token}.jsonl")
         self._head = {
             "schema": SCHEMA,
@@ -149,6 +150,13 @@ class RunReport:
             "finished": finished.isoformat(timespec="seconds"),
             "interrupted": interrupted,
         }
+        try:
+            self._put_in_place(tail, also)
+        finally:
+            for part in (self._part, self._hidden):  # there where the disk was full
+                part.unlink(missing_ok=True)
+
+    def _put_in_place(self, tail: dict[str, Any], also: IO[str] | None) -> None:
         with _writing(self.path):
             self._file.close()
             with self._lines.open(encoding="utf-8") as lines, self._part.open("w", encoding="utf-8") as whole:
@@ -158,9 +166,8 @@ class RunReport:
                     whole.write((",\n" if number else "\n") + line.rstrip("\n"))
                 whole.write("\n], " + json.dumps(tail)[1:] + "\n")
             if self._kept:
-                hidden = self._part.with_name(f".{self._kept.name}.part")
-                shutil.copyfile(self._part, hidden)
-                hidden.replace(self._kept)
+                shutil.copyfile(self._part, self._hidden)
+                self._hidden.replace(self._kept)
             with self._part.open(encoding="utf-8") as whole:
                 self._part.replace(self.path)
                 self._lines.unlink()

@@ -23,6 +23,7 @@ from medenhance_dicom.part10 import Limits, find_instances, looks_like_dicom, re
 from medenhance_dicom.recipe import Recipe, load_recipes, match_recipe
 from medenhance_dicom.report import UNREADABLE, Outcome, Result
 from medenhance_dicom.series import Member, Series, group_series, grouping_header
+from medenhance_dicom.site_keys import PublicKey, load_public_keys
 from medenhance_dicom.sop_classes import policy
 from medenhance_dicom.uids import is_uid
 
@@ -71,6 +72,14 @@ class Settings:
     def withheld_folder(self) -> Path:
         """Where what the gate withheld is kept."""
         return self.withheld or self.output / withheld.FOLDER
+
+    def signing_keys(self) -> dict[str, PublicKey] | None:
+        """Key id -> key of those by which an object counts as signed; None: it need not be.
+
+        Raises:
+            ConfigurationError: There is none that can be used.
+        """
+        return load_public_keys(self.sign_key) if self.sign_key is not None else None
 
 
 def read_members(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -10,16 +11,17 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from medenhance_dicom.errors import InputError, OutputError
 from medenhance_dicom.part10 import read_instance
-from medenhance_dicom.signature import signature_of
+from medenhance_dicom.signature import signature_state
+from medenhance_dicom.site_keys import PublicKey
 from medenhance_dicom.sop_classes import is_own_derived
 from medenhance_dicom.verify import assert_derived, check_report, pixel_digest
 
 Standing = Literal["absent", "intact", "unsigned", "damaged", "taken"]
-"""Nothing there; the object, whole; the same without the signature that it is to have; a cut, altered or unreadable
-file; another object, which must stay."""
+"""Nothing there; the object, whole; the same, and not signed by a key that it is to be signed by; a cut, altered or
+unreadable file; another object, or a folder, which must stay."""
 
 
-def standing(target: Path, derived: Dataset) -> Standing:
+def standing(target: Path, derived: Dataset, keys: Mapping[str, PublicKey] | None = None) -> Standing:
     """Hold what is at a place against the object that is to be there.
 
     An intact one may have been made at another time, by another engine or version of ours: its UID says that source,
@@ -28,6 +30,7 @@ def standing(target: Path, derived: Dataset) -> Standing:
     Args:
         target: The place.
         derived: The header of the object that is to be there: a derived image or a structured report of ours.
+        keys: Key id -> key; one of them has to have signed it. None: it need not be signed.
 
     Raises:
         OutputError: The place cannot be looked at.
@@ -35,6 +38,8 @@ def standing(target: Path, derived: Dataset) -> Standing:
     try:
         if not target.exists():
             return "absent"
+        if target.is_dir():
+            return "taken"
         there = read_instance(target)
     except InputError:
         return "damaged"
@@ -42,21 +47,33 @@ def standing(target: Path, derived: Dataset) -> Standing:
         raise OutputError(f"{target}: {error.strerror}") from error
     if not is_own_derived(there):
         return "taken"
-    whole = check_report(there) == [] if "ContentSequence" in there else is_whole(target, there)
-    if not whole or not _encoded_as_ours(there):
+    if not is_whole(target, there) or not _encoded_as_ours(there):
         return "damaged"
     if there.SOPInstanceUID != derived.SOPInstanceUID:
         return "taken"
-    return "unsigned" if signature_of(derived) is not None and signature_of(there) is None else "intact"
+    return "intact" if keys is None or is_signed(target, there, keys) else "unsigned"
+
+
+def is_signed(path: Path, derived: Dataset, keys: Mapping[str, PublicKey]) -> bool:
+    """Whether one of some keys signed a file of ours, as it is.
+
+    Args:
+        path: The file.
+        derived: Its header.
+        keys: Key id -> key.
+    """
+    return signature_state(derived, keys, pixel_digest(path, derived)) == "signed"
 
 
 def is_whole(path: Path, derived: Dataset) -> bool:
     """Whether a file of ours is as it was written: its header and Pixel Data agree with its UID and digests.
 
     Args:
-        path: The file.
+        path: The file, an image or a structured report.
         derived: Its header.
     """
+    if "ContentSequence" in derived:
+        return check_report(derived) == []
     digest = pixel_digest(path, derived)
     return digest is not None and not assert_derived(derived, pixel_digest=digest)
 

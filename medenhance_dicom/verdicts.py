@@ -165,22 +165,35 @@ def in_words(verdict: Verdict, values: dict[str, Any]) -> str:
         values: As `values_of` gives them.
     """
     lassim = "" if verdict.lassim is None else f": LaSSIM {verdict.lassim:.3f} of at least {values['minimum']:.3g}"
-    if verdict.lassim is None:
-        sentences = ["Structure check not possible" + (", frames below 7 x 7 pixels." if not verdict.passed else ".")]
-    elif not verdict.passed:
+    word = in_a_word(verdict.lassim, verdict.reason, values)
+    if word == "not possible":
+        sentences = [f"Structure check {word}" + (", frames below 7 x 7 pixels." if not verdict.passed else ".")]
+    elif word == "failed":
         done = WITHHELD if verdict.outcome == "withheld" else f"was overruled ({values['mode']})"
-        sentences = [f"Structure check failed and {done}{lassim}{_worst_in_words(values)}."]
+        sentences = [f"Structure check {word} and {done}{lassim}{_worst_in_words(values)}."]
     else:
-        warned = values["objections_total"] or any(
-            why in (verdict.reason or "") for why in (NOT_CALIBRATED, NOT_CHECKED)
-        )
-        warning = " with a warning" if warned else ""
-        sentences = [f"Structure check passed{warning}{lassim}{_worst_in_words(values)}."]
+        sentences = [f"Structure check {word}{lassim}{_worst_in_words(values)}."]
     if blended := values["blended"]:
         share = _percent(blended["share"])
         sentences.append(f"Blended: the source's pixels came back in {share} of the picture, where structure changed.")
     limits = f"calibration {values['calibration']}" if values["calibration"] else "not calibrated"
     return " ".join([*sentences, f"Limits: {limits}."])
+
+
+def in_a_word(lassim: float | None, reason: str | None, values: dict[str, Any]) -> str:
+    """What comes after "Structure check" (`provenance.VERDICT`).
+
+    Args:
+        lassim: Of the verdict.
+        reason: Of the verdict.
+        values: As `values_of` gives them.
+    """
+    if lassim is None:
+        return "not possible"
+    if not values.get("passed"):
+        return "failed"
+    doubted = any(why in (reason or "") for why in (NOT_CALIBRATED, NOT_CHECKED))
+    return "passed with a warning" if values.get("objections_total") or doubted else "passed"
 
 
 def _worst_in_words(values: dict[str, Any]) -> str:

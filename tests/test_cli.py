@@ -134,6 +134,21 @@ def test_outcomes_are_in_a_pipe_as_soon_as_they_are_known(monkeypatch):
     assert raw.getvalue().decode().splitlines()[0].split() == ["withheld", "clahe", "a.dcm"]
 
 
+def test_what_a_person_should_know_of_an_object_is_told(capsys):
+    outcome = report.Outcome(
+        "a.dcm", "enhanced", repeated=True, replaces="2.25.7", left_behind=["curves", "a waveform"]
+    )
+    _outcome_printer(5)(outcome)
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:]] == [
+        "finished before: verified, not written again",
+        "replaces 2.25.7, which was made of its source before a correction",
+        "left behind: curves",
+        "left behind: a waveform",
+    ]
+    _outcome_printer(5)(report.Outcome("a.dcm", "enhanced"))
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_progress_in_a_pipe_is_a_line_now_and_then(monkeypatch):
     class Told(io.StringIO):
         def write(self, text):

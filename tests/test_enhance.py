@@ -219,6 +219,41 @@ def test_another_object_at_the_target_stays(run_again, source, tmp_path):
     assert dcmread(first.derived).PatientID == "P-1"
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_at_the_target_fails_one_instance_and_not_the_run(overwrite, run_again, source, tmp_path):
+    first = run_again(source, tmp_path / "out")
+    Path(first.derived).unlink()
+    Path(first.derived).mkdir()
+    again = run_again(source, tmp_path / "out", overwrite=overwrite)
+    assert (again.result, again.reason.split(":")[0]) == ("failed", "TARGET_TAKEN")
+
+
+@pytest.mark.parametrize("ledger", [True, False])
+def test_what_is_not_signed_by_the_site_is_signed(ledger, run_again, source, tmp_path):
+    keys, others = tmp_path / "keys", tmp_path / "others"
+    key, other = create_key(keys / "a"), create_key(others / "a")
+    first = run_again(source, tmp_path / "out", sign_key=keys)
+    target, whole = Path(first.derived), Path(first.derived).read_bytes()
+    place = target.read_bytes().rindex(b"\x99\x00\x03\x10OB") + 12
+    unfit = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    target.write_bytes(unfit)
+    assert [found.state for found in verify_files(target, keys={key.id: key})] == ["bad signature"]
+    for content, place in (
+        (unfit, keys),
+        (whole, others),
+    ):  # of bits that tipped over; of a key that is trusted no more
+        target.write_bytes(content)
+        if not ledger:
+            shutil.rmtree(tmp_path / "out" / ".derived")
+        again = run_again(source, tmp_path / "out", sign_key=place)
+        assert (again.result, again.repeated) == ("enhanced", False)
+        assert again.reason == "REWRITTEN: the file there was not signed by a key of this site"
+        (found,) = verify_files(target, keys={key.id: key} if place == keys else {other.id: other})
+        assert found.state == "ok"
+    create_key(others / "b")  # a rotation: the old one is still trusted
+    assert run_again(source, tmp_path / "out", sign_key=others).repeated
+
+
 @pytest.mark.parametrize(
     ("name", "attributes"),
     [

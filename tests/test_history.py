@@ -294,6 +294,43 @@ def test_a_torn_or_foreign_line_is_passed_over(tmp_path):
         assert [found.derived for found in one.entries("1.2.3")] == ["2.25.3", "2.25.2", "2.25.1"]
 
 
+@pytest.mark.parametrize("values", [
+    {"source": ["x"]}, {"source": {}}, {"result": "of a version to come"}, {"result": []}, {"reason": 5}, {"kept": 5},
+    {"derived": "a\0b"}, {"derived": "../../x"}, {"derived": ["x"]}, {"derived_series": None}, {"verdict": None},
+    {"left_behind": None}, {"left_behind": [1]}, {"lassim": "x"}, {"rule": "1"}, {"header": {}},
+])  # fmt: skip
+def test_a_line_of_another_kind_is_passed_over(values, enhance, tmp_path):
+    source = make(tmp_path / "a.dcm")
+    list(enhance(source))
+    (path,) = (tmp_path / "out" / ".derived").iterdir()
+    line = json.dumps(json.loads(path.read_text()) | values)
+    path.write_text(f"{line}\n{'[' * 100_000}\n")
+    (again,) = enhance(source)
+    assert (again.result, again.repeated) == ("enhanced", True)
+    (corrected,) = enhance(make(tmp_path / "a.dcm", PatientID="P-2"))
+    assert (corrected.result, corrected.replaces) == ("enhanced", again.derived_sop_instance_uid)
+
+
+def test_what_an_earlier_run_judged_otherwise_is_told(enhance, monkeypatch, tmp_path):
+    limits = Thresholds(minimum=0, warn_below=0)
+    monkeypatch.setattr(prepare, "thresholds_of", lambda recipe: limits)
+    source = make(tmp_path / "a.dcm")
+    (first,) = enhance(source, recipe="cr-dx-clahe")
+    limits = Thresholds(minimum=1, warn_below=1)
+    for repeated in (False, True):
+        (again,) = enhance(source, recipe="cr-dx-clahe")
+        assert (again.result, again.repeated) == ("withheld", repeated)
+        assert f"EARLIER: {Path(first.derived).name} is still there" in again.reason
+    for _ in range(2):
+        (again,) = enhance(source, recipe="cr-dx-clahe", gate="warn")
+        assert (again.result, again.repeated, again.derived) == ("warned", True, first.derived)
+        assert "what an earlier run found (structure check passed)" in again.reason
+    (written,) = enhance(source, recipe="cr-dx-clahe", gate="warn", overwrite=True)
+    (again,) = enhance(source, recipe="cr-dx-clahe", gate="warn")
+    assert "EARLIER" not in written.reason + again.reason
+    assert again.repeated
+
+
 def test_many_append_at_once(tmp_path):
     def fill(worker):
         ledger = Ledger(tmp_path, "1.2", "r", None, None)

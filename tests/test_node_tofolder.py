@@ -271,6 +271,11 @@ def test_one_without_the_signature_that_it_is_to_have_is_replaced(tmp_path, stor
         assert there.read_bytes() == (tmp_path / "signed.dcm").read_bytes()
     assert store_in_folder([path], to(tmp_path / "out")).sent
     assert there.read_bytes() == (tmp_path / "signed.dcm").read_bytes()
+    whole = there.read_bytes()
+    place = whole.rindex(b"\x99\x00\x03\x10OB") + 12
+    there.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    assert store_in_folder([tmp_path / "signed.dcm"], to(tmp_path / "out")).sent
+    assert there.read_bytes() == whole
 
 
 def test_a_cut_original_is_replaced(tmp_path):

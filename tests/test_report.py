@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import resource
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -118,6 +120,21 @@ def test_a_run_that_ends_early_says_so(tmp_path):
     value = json.loads((tmp_path / "r.json").read_text())
     jsonschema.validate(value, SCHEMA)
     assert value["interrupted"] is True
+
+
+def test_what_a_full_disk_left_of_a_report_is_removed(tmp_path, monkeypatch):
+    report = RunReport(tmp_path / "r.json", started=NOON, device="cpu", engine="torch", precision="fp32", keep=True)
+    report.add(Outcome("a.dcm" * 1000, "enhanced"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OutputError):
+            report.close(finished=NOON)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".jsonl"]
 
 
 def test_a_report_that_cannot_be_written_is_an_output_error(tmp_path):

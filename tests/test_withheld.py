@@ -22,7 +22,7 @@ from medenhance_dicom.derive import PixelSummary, derive_instance
 from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.errors import ConfigurationError, InputError, TargetTakenError
 from medenhance_dicom.frames import pixel_format
-from medenhance_dicom.identity import recorded_digests
+from medenhance_dicom.identity import recorded_digests, replaced_uid
 from medenhance_dicom.node.trail import trail_path
 from medenhance_dicom.part10 import looks_like_dicom
 from medenhance_dicom.provenance import Provenance
@@ -177,6 +177,34 @@ def test_releasing_again_is_the_same_object_and_nobody_else_can_put_his_name_the
         with pytest.raises(TargetTakenError, match="released before"):
             release(kept, tmp_path, **said | other)
     assert Path(first.derived).read_bytes() == content
+
+
+def test_a_key_that_comes_later_signs_and_lets_nobody_else_in(kept, tmp_path):
+    said = {"by": "Test^One", "reason": "why", "now": NOON}
+    release(kept, tmp_path, **said)
+    key = create_key(tmp_path / "key")
+    with pytest.raises(TargetTakenError):
+        release(kept, tmp_path, **said | {"by": "Test^Two"}, sign_key=tmp_path / "key")
+    signed, _ = release(kept, tmp_path, **said, sign_key=tmp_path / "key")
+    assert [found.state for found in verify_files(Path(signed.derived), keys={key.id: key})] == ["ok"]
+    assert release(kept, tmp_path, **said, sign_key=tmp_path / "key")[0].repeated
+
+
+def test_a_corrected_source_replaces_what_was_released(tmp_path, monkeypatch):
+    monkeypatch.setattr(selection, "load_recipes", strict_recipes)
+    source, output = tmp_path / "a.dcm", tmp_path / "out"
+    made = []
+    for side in "RLU":
+        synthetic.make_file(source, "CR", rows=64, columns=64, ImageLaterality=side)
+        withheld_now = enhance(source, output)
+        assert withheld_now.result == "withheld"
+        for _ in range(2):  # twice is once
+            released, _ = release(Path(withheld_now.kept), output, by="Test^One", reason="why", now=NOON)
+        assert released.replaces == (made[-1].derived_sop_instance_uid if made else None)
+        assert replaced_uid(dcmread(released.derived)) == released.replaces
+        made.append(released)
+    plain = enhance(source, output, gate="warn")  # of the same source
+    assert plain.replaces == made[1].derived_sop_instance_uid
 
 
 @pytest.mark.parametrize("name", ["CT", "EnhancedMR", "OP8"])

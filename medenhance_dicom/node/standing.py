@@ -74,8 +74,19 @@ def _of_ours(instance: Dataset, target: Path) -> Standing:
     )  # fmt: skip
     if other:
         return Standing(False, f"another patient's or study's object of that name is there: {', '.join(other)}")
-    signed = signature_of(instance) is None or signature_of(there) is not None
-    return Standing(signed and _is_whole(target, there) and header_digest(there) == header_digest(instance))
+    whole = _is_signed(there, instance) and _is_whole(target, there)
+    return Standing(whole and header_digest(there) == header_digest(instance))
+
+
+def _is_signed(there: Dataset, instance: Dataset) -> bool:
+    """Whether it has a signature where the object that is to be there has one, as far as that can be told without keys.
+
+    The same key signs the same object in the same way.
+    """
+    mine, theirs = signature_of(instance), signature_of(there)
+    if mine is None or theirs is None:
+        return mine is None
+    return theirs.key != mine.key or object_digest(there) != object_digest(instance) or theirs == mine
 
 
 def _bytes_of(path: Path, target: Path) -> tuple[bool, bool]:
