@@ -251,6 +251,7 @@ def inspect(
 
 
 def _inspect(paths: list[Path], settings: Settings, *, json: bool) -> None:
+    from medenhance_dicom.report import UNREADABLE, exit_code
     from medenhance_dicom.selection import plan
 
     series = list(plan(paths, settings))
@@ -269,8 +270,11 @@ def _inspect(paths: list[Path], settings: Settings, *, json: bool) -> None:
             values = (s[column] for column in columns)
             table.add_row(*("" if v is None else str(v) for v in values))
         Console().print(table)
-    results = {s["result"] for s in series}
-    raise typer.Exit(0 if "enhanced" in results else 6 if results == {"failed"} else 3)
+    if any(s["result"] == "enhanced" for s in series):
+        raise typer.Exit(0)
+    failed = [s for s in series if s["result"] == "failed"]
+    unreadable = sum(str(s["reason"]).startswith(UNREADABLE) for s in failed)
+    raise typer.Exit(exit_code({"failed": len(failed)}, unreadable=unreadable))
 
 
 @app.command(epilog=EXIT_CODES)

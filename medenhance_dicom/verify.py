@@ -63,6 +63,9 @@ _CHUNK = 1 << 20
 _GUIDED = re.compile(r": recipe \S+, hqgnet\b(?!-)")
 
 SOURCE_MISSING = "its source is not among the files given"
+SOURCE_UNREADABLE = "its source cannot be read"
+WHOLE = "it agrees with all that it records of itself: the source was corrected since, or the records are forged, too"
+SIGNED_AS_IT_IS = "it is as the site signed it: the source is another since, as after a correction"
 NOT_SIGNED = "signature: not signed"
 UNKNOWN_KEY = "signature: by a key that is not among those given"
 BAD_SIGNATURE = "signature: does not fit the object, or was not made by the key that it names"
@@ -160,11 +163,15 @@ def check_file(
     elif digest is None:
         problems.append("Pixel Data is not the last element, or not of the size that the header declares")
     problems += assert_derived(derived, pixel_digest=digest)
+    whole = not problems and "header" in recorded_digests(derived)
+    signature = signature_state(derived, keys, digest) if keys is not None else None
     if sources is not None:
-        problems += _against_sources(derived, path, sources.get(source_uid(derived), ()), decoder)
-    if keys is not None:
-        problems += _SIGNATURES[signature_state(derived, keys, digest)]
-    return problems
+        beside = _against_sources(derived, path, sources.get(source_uid(derived), ()), decoder)
+        problems += beside
+        about = [problem for problem in beside if not problem.startswith("PixelData")]
+        if whole and about and about[0] not in (SOURCE_MISSING, SOURCE_UNREADABLE):
+            problems.append(SIGNED_AS_IT_IS if signature == "signed" else WHOLE)
+    return problems + (_SIGNATURES[signature] if signature is not None else [])
 
 
 def _file(derived: Dataset) -> Iterator[str]:
@@ -183,7 +190,7 @@ def _against_sources(derived: Dataset, path: Path, sources: Iterable[Path], deco
             source = read_instance(source_path)
             problems = [*_against(derived, source), *differences(derived, source, path, source_path, decoder)]
         except InputError:
-            problems = ["its source cannot be read"]
+            problems = [SOURCE_UNREADABLE]
         found.append(list(dict.fromkeys(problems)))
     return min(found, key=len, default=[SOURCE_MISSING])
 

@@ -17,6 +17,7 @@ from medenhance_dicom import __version__, report
 from medenhance_dicom.cli import _outcome_printer, app
 from medenhance_dicom.errors import OutputError
 from medenhance_dicom.node import console
+from tests import synthetic
 
 SCHEMA = json.loads((Path(report.__file__).parent / "schemas/run_report.schema.json").read_text())
 NO_SOCKETS = """
@@ -136,7 +137,7 @@ def test_outcomes_are_in_a_pipe_as_soon_as_they_are_known(monkeypatch):
 
 def test_what_a_person_should_know_of_an_object_is_told(capsys):
     outcome = report.Outcome(
-        "a.dcm", "enhanced", repeated=True, replaces="2.25.7", left_behind=["curves", "a waveform"]
+        "a.dcm", "enhanced", derived="b.dcm", repeated=True, replaces="2.25.7", left_behind=["curves", "a waveform"]
     )
     _outcome_printer(5)(outcome)
     assert [line.strip() for line in capsys.readouterr().out.splitlines()[1:]] == [
@@ -227,6 +228,14 @@ def test_a_guide_that_no_recipe_takes_is_exit_2(samples, tmp_path):
 
 def test_an_unknown_recipe_is_exit_2(samples, tmp_path):
     run("enhance", samples / "study", "-o", tmp_path, "--recipe", "none-such", code=2)
+
+
+def test_inspect_and_enhance_end_alike_where_two_patients_have_one_uid(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        synthetic.make_file(tmp_path / "in" / f"{name}.dcm", "CR", SOPInstanceUID=f"1.2.{ord(name)}", PatientID=name)
+    run("enhance", tmp_path / "in", "-o", tmp_path / "out", code=5)
+    assert "CONFLICT" in run("inspect", tmp_path / "in", code=5).stdout
 
 
 def test_inspect_tells_without_writing(samples, tmp_path):

@@ -4,6 +4,8 @@ import hashlib
 import json
 import zipfile
 from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,13 +16,19 @@ from typer.testing import CliRunner
 
 from medenhance_dicom.cli import app
 from medenhance_dicom.decoding import Decoder
+from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.identity import seal
 from medenhance_dicom.part10 import write_document, write_instance
+from medenhance_dicom.selection import Settings
+from medenhance_dicom.site_keys import create_key
 from medenhance_dicom.verification.files import exit_code, verify_files
+from medenhance_dicom.verify import SIGNED_AS_IT_IS, WHOLE
 from tests import synthetic
 from tests.test_structured_report import case
 from tests.test_verify import pair
+
+NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 
 
 def write(folder, name="OP8", **attributes):
@@ -219,6 +227,24 @@ def test_a_source_that_is_missing_cut_or_there_twice(tmp_path, decoder):
     assert states(derived, tmp_path / "one", decoder=decoder) == {derived.name: "ok"}
     source.unlink()
     assert states(derived, tmp_path / "one", decoder=decoder) == {derived.name: "altered"}
+
+
+def test_a_corrected_source_is_told_from_an_altered_object(tmp_path):
+    source = synthetic.make_file(tmp_path / "a.dcm", "CR", rows=24, columns=24)
+    key = create_key(tmp_path / "key")
+    settings = Settings(output=tmp_path / "out", recipe="identity", device="cpu", sign_key=tmp_path / "key")
+    (outcome,) = Enhancement(settings, now=NOON).outcomes([source])
+    target = Path(outcome.derived)
+    assert [found.problems for found in verify_files(target, source, {key.id: key})] == [[]]
+    synthetic.make_file(source, "CR", rows=24, columns=24, ImageLaterality="L")
+    for keys, last in (({key.id: key}, SIGNED_AS_IT_IS), (None, WHOLE)):
+        (found,) = verify_files(target, source, keys)
+        assert (found.state, found.problems[-1]) == ("altered", last)
+    target.write_bytes(target.read_bytes().replace(b"P-1 ", b"P-2 "))
+    (found,) = verify_files(target, source)
+    assert WHOLE not in found.problems
+    (found,) = verify_files(target, source, {key.id: key})
+    assert (found.state, SIGNED_AS_IT_IS in found.problems) == ("bad signature", False)
 
 
 def test_a_report_is_held_against_its_image_wherever_that_comes(tmp_path):
