@@ -195,8 +195,8 @@ def _taken_over(
     required = {"ImagerPixelSpacing"} if sop_class.kind == "DX" else set()
     if "image-plane" in modules or sop_class.iod == _EN_FACE:
         required.add("PixelSpacing")
-    keywords -= {k for k in _SPACINGS if k not in required and not _is_spacing(source.get(k))}
-    derived = copied(source, keywords)
+    nonsense = {k for k in _SPACINGS if k not in required and not _is_spacing(source.get(k))}
+    derived = copied(source, keywords - nonsense)
     if "overlay-plane" in modules or not converted:  # some IODs forbid them, but then their source has them as well
         derived.update(_overlays(source, pixels))
     carried = Dataset()

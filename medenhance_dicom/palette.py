@@ -48,7 +48,8 @@ def palette_of(instance: Dataset) -> Palette:
     descriptors = [_descriptor(instance, f"{colour}PaletteColorLookupTableDescriptor") for colour in _CHANNELS]
     if len({descriptor[:2] for descriptor in descriptors}) != 1:
         keyword = "BluePaletteColorLookupTableDescriptor"
-        raise UnreadableInstanceError("the three lookup tables differ", keyword=keyword)
+        sizes = ", ".join(f"{count} entries from {first}" for count, first, _ in descriptors)
+        raise UnreadableInstanceError(f"the three lookup tables differ: {sizes}", keyword=keyword)
     count, first, _ = descriptors[0]
     if first >= 32768 and instance.get("PixelRepresentation") == 1:
         first -= 65536  # SS written as US

@@ -431,11 +431,13 @@ def test_what_describes_the_performed_step_is_dropped_and_the_request_stays(op):
 
 
 @pytest.mark.parametrize("spacing", [["0", "0"], ["0.1", "-0.1"], "0.1", [float("nan"), "1"], None])
-def test_nonsense_spacing_is_dropped_where_it_may_be(spacing):
+def test_nonsense_spacing_stays_behind_where_it_may_and_is_named(spacing):
     source = synthetic.make_instance("CR", ImagerPixelSpacing=["0.2", "0.2"])
     source.PixelSpacing = spacing
     derived = derive(source)
     assert "PixelSpacing" not in derived
+    named = "PixelSpacing: a value that cannot be carried" in derived.DerivationDescription
+    assert named == (spacing is not None)
     assert list(derived.ImagerPixelSpacing) == [0.2, 0.2]
 
 
