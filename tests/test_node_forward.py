@@ -24,11 +24,13 @@ from pynetdicom import evt
 
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import PeerError, UnsupportedInstanceError
+from medenhance_dicom.frames import stored_frame
 from medenhance_dicom.node import wire
 from medenhance_dicom.node.forward import is_stored, send_files
 from medenhance_dicom.node.settings import Destination
 from medenhance_dicom.node.transcode import targets_of, transcode
 from medenhance_dicom.node.wire import STORAGE_CLASSES, TRANSFER_SYNTAXES, SendQueue, accepted_context
+from medenhance_dicom.part10 import read_instance
 from tests.dicom_peers import dcmtk, destination, in_own_network, listen, running
 from tests.streams import write as write_stream
 
@@ -286,6 +288,19 @@ def test_new_syntaxes_are_rewritten_and_only_a_proven_loss_is_entered(tmp_path):
             rewritten = pydicom.dcmread(after)
             off = np.abs(rewritten.pixel_array.astype(int) - _GRAY).max()
             assert (off, rewritten.get("LossyImageCompressionMethod")) == (2 if lossy else 0, lossy), syntax
+
+
+def test_samples_of_a_codestream_keep_their_values_whatever_its_header_says_of_bits(tmp_path):
+    before, after = tmp_path / "before.dcm", tmp_path / "after.dcm"
+    jpegls, j2k = imagecodecs.jpegls_encode(_GRAY), imagecodecs.jpeg2k_encode(_GRAY, reversible=True, bitspersample=12)
+    with Decoder() as decoder:
+        for syntax, frame, bits in ((".4.80", jpegls, 12), (".4.90", j2k, 16)):
+            write_stream(before, [bytes(frame)], syntax, _GRAY, bits=bits, HighBit=15)
+            after.unlink(missing_ok=True)
+            transcode(before, after, EXPLICIT, decoder)
+            header = read_instance(after)
+            assert (header.BitsStored, header.HighBit) == (12, 11)
+            assert np.array_equal(stored_frame(header, decoder.frame(after, 0), 0).stored[..., 0], _GRAY)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import UnreadableInstanceError, UnsupportedInstanceError
 from medenhance_dicom.lossy import enter_loss
 from medenhance_dicom.part10 import UNDEFINED_LENGTH, Limits, PixelElement, _quiet_pydicom, open_instance
-from medenhance_dicom.transfer_syntaxes import coding_of
+from medenhance_dicom.transfer_syntaxes import coding_of, has_cells
 from medenhance_dicom.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 TARGETS = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
@@ -92,6 +92,8 @@ def _write_decoded(source: Path, instance: Dataset, sink: BinaryIO, syntax: str,
         if first.ndim == 3:
             instance.PhotometricInterpretation = "RGB"
             instance.PlanarConfiguration = 0
+        if not has_cells(instance.file_meta.TransferSyntaxUID):  # samples of a codestream begin at bit 0
+            instance.HighBit = instance.BitsStored - 1
         _write_header(instance, sink, syntax)
         vr = "OW" if instance.BitsAllocated > 8 else "OB"
         sink.write(_pixel_header(PixelElement("PixelData", vr, 0, length + length % 2), syntax))
