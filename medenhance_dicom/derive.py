@@ -190,6 +190,8 @@ def _taken_over(
         keywords |= POINTED_AT
     if not grey:
         keywords -= {"PixelPaddingValue", "PixelPaddingRangeLimit"}  # of grey pixels only, C.7.5.1.1.2
+        if sop_class.uid == COLOUR_SC:
+            keywords -= SHOWN_GREY  # "may not be present otherwise", C.8.6.1.2
     if not grey or "supplemental-palette-color-lookup-table" not in modules:
         keywords -= PALETTE  # what was a palette is RGB now
     required = {"ImagerPixelSpacing"} if sop_class.kind == "DX" else set()

@@ -165,6 +165,8 @@ def frame_increment(derived: Dataset, making: Making) -> None:
             derived.FrameLabelVector, there = labels, [tag_for_keyword("FrameLabelVector")]
     if "FrameIncrementPointer" in derived:
         del derived.FrameIncrementPointer
+    if making.converted and frames == 1:  # Secondary Capture has it for several frames only
+        there = []
     if there:
         derived.FrameIncrementPointer = there if len(there) > 1 else there[0]
 

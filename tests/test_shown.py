@@ -21,7 +21,7 @@ from medenhance_dicom.lossy import Encoding
 from medenhance_dicom.part10 import read_instance, write_instance
 from medenhance_dicom.provenance import Provenance
 from medenhance_dicom.selection import Settings
-from medenhance_dicom.sop_classes import BYTE_SC, SINGLE_SC
+from medenhance_dicom.sop_classes import BYTE_SC, COLOUR_SC, SINGLE_SC
 from medenhance_dicom.verify import assert_derived
 from tests import synthetic
 
@@ -87,6 +87,23 @@ def test_a_grey_object_keeps_its_transforms_in_every_class(name, shown):
 def test_colour_objects_get_no_transform_that_their_class_does_not_have():
     source = synthetic.make_instance("OP8", **WINDOW, **RESCALE)
     assert not {*WINDOW, *RESCALE} & set(derive(source).instance.dir())
+
+
+@pytest.mark.skipif(not Path(sys.executable).with_name("dciodvfy").is_file(), reason="no dciodvfy")
+@pytest.mark.parametrize("name", ["CR", "CT", "DX", "XA"])
+def test_colour_in_a_class_of_grey_pictures_becomes_a_true_colour_capture(name, tmp_path):
+    colour = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0, "BitsAllocated": 8}
+    colour |= {"BitsStored": 8, "HighBit": 7, "PixelRepresentation": 0, "PixelPaddingValue": None}
+    colour |= {"PresentationLUTShape": "IDENTITY"}
+    frames = {"frames": 1, "NumberOfFrames": 1, "FrameTime": "40", "FrameIncrementPointer": FRAME_TIME}
+    source = tmp_path / "source.dcm"
+    synthetic.make_file(source, name, **colour, **RESCALE, **(frames if name == "XA" else {}))
+    settings = Settings(output=tmp_path / "out", recipe="identity", gate="off", allow=frozenset({"CT"}))
+    (outcome,) = Enhancement(settings, now=datetime(2026, 1, 2, tzinfo=UTC)).outcomes([source])
+    derived = read_instance(Path(outcome.derived))
+    assert derived.SOPClassUID == COLOUR_SC
+    assert not {*RESCALE, "PresentationLUTShape", "FrameIncrementPointer"} & set(derived.dir())
+    assert not synthetic.dciodvfy_errors(Path(outcome.derived)) - synthetic.dciodvfy_errors(source)
 
 
 def test_a_shutter_covers_the_same_in_every_class():
