@@ -185,7 +185,7 @@ def read_anchors(file: Path) -> list[Anchor]:
     try:
         lines = file.read_text("ascii").splitlines()
         found = [Anchor(int(said["n"]), str(said["digest"])) for said in map(json.loads, filter(str.strip, lines))]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         found = []
     if not found or not all(anchor.n > 0 and len(anchor.digest) == 64 for anchor in found):
         raise InputError(f"{file}: no anchor of an audit trail")
@@ -269,11 +269,12 @@ def _digest(record: dict[str, Any]) -> str:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    if isinstance(record, dict) and {"n", "event", "previous", "digest"} <= record.keys():
-        return record
-    return None
+    if not isinstance(record, dict) or not {"n", "event", "previous", "digest"} <= record.keys():
+        return None
+    chained = isinstance(record["n"], int) and all(isinstance(record[name], str) for name in ("previous", "digest"))
+    return record if chained else None
 
 
 def _tail(handle: int, size: int) -> tuple[bytes, bytes]:

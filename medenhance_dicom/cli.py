@@ -26,6 +26,7 @@ from medenhance_dicom.errors import (
     OutputError,
     PeerError,
     RecipeError,
+    TargetTakenError,
 )
 from medenhance_dicom.evaluation.commands import evaluate
 from medenhance_dicom.node import commands as node_commands
@@ -77,7 +78,7 @@ Allow = Annotated[
 def _exit_code_of(error: MedenhanceError) -> int:
     if isinstance(error, InputError):
         return 6
-    if isinstance(error, OutputError):
+    if isinstance(error, OutputError | TargetTakenError):
         return 7
     if isinstance(error, ModelError):
         return 8

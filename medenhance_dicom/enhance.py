@@ -194,8 +194,8 @@ class Enhancement:
             if self.settings.structured_report:
                 document = structured_report(source, read_instance(target), entry.lassim, entry.result, entry.verdict)
                 more["structured_report"] = str(self._put_report(document))
-        elif entry.kept is not None and Path(entry.kept).exists():
-            more["kept"] = entry.kept
+        elif (kept := history.kept(entry)) is not None:
+            more["kept"] = str(kept)
         reason = "; ".join(filter(None, [entry.reason, history.returned(entry), earlier])) or None
         more["seconds"] = {"verify": round(time.monotonic() - started, 4)}
         return outcome_of(member, entry.result, reason, repeated=True, **more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medenhance_dicom import frames
 from medenhance_dicom.decoding import Decoder
-from medenhance_dicom.errors import MedenhanceError
+from medenhance_dicom.errors import InputError, MedenhanceError
 from medenhance_dicom.identity import METHOD_VERSION, frames_digest, recorded_digests, source_digest
 from medenhance_dicom.ledger import NAME, Entry, Ledger
 from medenhance_dicom.part10 import read_instance
@@ -17,7 +18,7 @@ from medenhance_dicom.prepare import PreparedRecipe
 from medenhance_dicom.report import Outcome
 from medenhance_dicom.selection import Settings
 from medenhance_dicom.series import Member, Series
-from medenhance_dicom.targets import is_signed, is_whole
+from medenhance_dicom.targets import is_signed, is_whole, kept_object
 from medenhance_dicom.uids import digest_of
 
 if TYPE_CHECKING:
@@ -74,6 +75,14 @@ class History:
         """Where an object that was derived is to stand."""
         folder = self._settings.output / str(source.StudyInstanceUID) / str(entry.derived_series)
         return folder / f"{entry.derived}.dcm"
+
+    def kept(self, entry: Entry) -> Path | None:
+        """Where what was withheld is still kept, also if the output folder was moved since."""
+        if entry.kept is None:
+            return None
+        there = Path(entry.kept)
+        places = (self._settings.withheld_folder / there.name, there)
+        return next((place for place in places if place.exists()), None)
 
     def written(self, source: Dataset, pixels: str) -> Path | None:
         """Where an object stands that was made of the same header and pixels before, by whatever limits.
@@ -155,10 +164,17 @@ class History:
         return known == (entry.derived, entry.header) and is_whole(target, derived)
 
     def _is_kept(self, entry: Entry) -> bool:
-        """Whether all of a withheld picture was kept that is asked for; one whose days are over need not be there."""
+        """Whether all of a withheld picture is kept that is asked for; one whose days are over need not be there."""
         if entry.kept is None:
             return self._settings.keep_withheld <= 0 and not self._settings.preview
-        return not self._settings.preview or Path(entry.kept).with_suffix(".png").exists()
+        kept = self.kept(entry)
+        if kept is not None:
+            try:
+                with tempfile.TemporaryDirectory(prefix="medenhance-") as scratch:
+                    kept_object(kept, Path(scratch, "object"))
+            except InputError:
+                return False
+        return not self._settings.preview or (kept or Path(entry.kept)).with_suffix(".png").exists()
 
     def _frames(self, member: Member, source: Dataset) -> Iterator[NDArray[Any]]:
         path = member.located.path

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydicom import Dataset
 
-from medenhance_dicom.errors import ConfigurationError, InputError, OutputError, TargetTakenError
+from medenhance_dicom.errors import ConfigurationError, OutputError, TargetTakenError
 from medenhance_dicom.identity import METHOD_VERSION, own_item, recorded_digests, replaced_uid, source_uid
 from medenhance_dicom.ledger import NAME, Entry, Ledger
 from medenhance_dicom.part10 import read_instance, write_instance
@@ -20,9 +20,8 @@ from medenhance_dicom.released import places, released
 from medenhance_dicom.report import Outcome
 from medenhance_dicom.signature import sign
 from medenhance_dicom.site_keys import load_public_keys, load_signing_key
-from medenhance_dicom.targets import standing
-from medenhance_dicom.verify import assert_derived, pixel_digest
-from medenhance_dicom.withheld import said_of, unpack
+from medenhance_dicom.targets import kept_object, standing
+from medenhance_dicom.withheld import said_of
 
 __all__ = ["MOST_REASON", "release", "released"]
 
@@ -68,17 +67,12 @@ def release(
     said = said_of(kept)
     with tempfile.TemporaryDirectory(prefix="medenhance-") as scratch:
         whole, pixels = Path(scratch, "object"), Path(scratch, "pixels")
-        unpack(kept, whole)
-        derived = read_instance(whole)
-        digest = pixel_digest(whole, derived)
-        problems = assert_derived(derived, pixel_digest=digest) if digest else ["PixelData: cut"]
-        if problems:
-            raise InputError(f"{kept}: altered: {'; '.join(problems)}")
+        derived, digest = kept_object(kept, whole)
         before, made = derived, released(derived, by=by, reason=reason, now=now)
         keys = None
         if sign_key is not None:
             keys = load_public_keys(sign_key)
-            sign(made, load_signing_key(sign_key), digest or "")
+            sign(made, load_signing_key(sign_key), digest)
         target = output / made.StudyInstanceUID / made.SeriesInstanceUID / f"{made.SOPInstanceUID}.dcm"
         found = standing(target, made, keys)
         another = found in ("intact", "unsigned") and _who_and_why(read_instance(target)) != _who_and_why(made)

@@ -34,6 +34,8 @@ GateMode = Literal["withhold", "warn", "off", "blend"]
 """What a failed structure check does. "blend": the source comes back where structure changed, and what fails all the
 same is withheld."""
 
+WITHHELD = "a picture that the structure check withheld, see `compare` and `release`"
+
 GUIDE_FACTS = {"Manufacturer", "ManufacturerModelName"}  # decide on a guide, besides Modality
 
 
@@ -96,9 +98,10 @@ def read_members(
     for located in find_instances(paths, scratch):
         try:
             if located.path.exists() and not looks_like_dicom(located.path):
+                what = WITHHELD if withheld.is_kept(located.path) else "not a DICOM file"
                 if located.path in named:
-                    raise UnreadableInstanceError("not a DICOM file")
-                yield Outcome(located.name, "skipped", "NOT_DICOM: not a DICOM file")
+                    raise UnreadableInstanceError(what)
+                yield Outcome(located.name, "skipped", f"NOT_DICOM: {what}")
                 continue
             decoder.probe(located.path)
             instance = read_instance(located.path, limits=settings.limits)

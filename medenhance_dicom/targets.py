@@ -15,6 +15,7 @@ from medenhance_dicom.signature import signature_state
 from medenhance_dicom.site_keys import PublicKey
 from medenhance_dicom.sop_classes import is_own_derived
 from medenhance_dicom.verify import assert_derived, check_report, pixel_digest
+from medenhance_dicom.withheld import said_of, unpack
 
 Standing = Literal["absent", "intact", "unsigned", "damaged", "taken"]
 """Nothing there; the object, whole; the same, and not signed by a key that it is to be signed by; a cut, altered or
@@ -52,6 +53,27 @@ def standing(target: Path, derived: Dataset, keys: Mapping[str, PublicKey] | Non
     if there.SOPInstanceUID != derived.SOPInstanceUID:
         return "taken"
     return "intact" if keys is None or is_signed(target, there, keys) else "unsigned"
+
+
+def kept_object(kept: Path, whole: Path) -> tuple[Dataset, str]:
+    """The object of a kept picture, see `withheld`; its header and the hex SHA-256 of its Pixel Data.
+
+    Args:
+        kept: The picture.
+        whole: The file to be, for this process alone.
+
+    Raises:
+        InputError: It is no kept picture, or is not as it was written.
+        OutputError: The disk does not take it.
+    """
+    said_of(kept)
+    unpack(kept, whole)
+    derived = read_instance(whole)
+    digest = pixel_digest(whole, derived)
+    problems = assert_derived(derived, pixel_digest=digest) if digest else ["PixelData: cut"]
+    if problems:
+        raise InputError(f"{kept}: altered: {'; '.join(problems)}")
+    return derived, digest or ""
 
 
 def is_signed(path: Path, derived: Dataset, keys: Mapping[str, PublicKey]) -> bool:

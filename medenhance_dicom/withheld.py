@@ -27,6 +27,7 @@ FOLDER = "withheld"
 SUFFIX = ".withheld"
 _SAYS = b"medenhance-dicom: a picture that the structure check withheld; not to be used. Format 1."
 _FIRST = _SAYS.ljust(159) + b"\n"  # reaches beyond where the prefix DICM would be
+_SAID = ("until", "device", "engine", "precision")
 _MOST = 1 << 20
 """Bytes of the line of JSON."""
 
@@ -73,12 +74,22 @@ def said_of(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             if file.read(len(_FIRST)) != _FIRST:
                 raise InputError(f"{path}: not a picture that was kept by `enhance`")
-            said: dict[str, Any] = json.loads(file.readline(_MOST))
-            return said
+            said = json.loads(file.readline(_MOST))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except ValueError:
-        raise InputError(f"{path}: cut or altered") from None
+    except (ValueError, RecursionError):
+        said = None
+    if not _is_said(said):
+        raise InputError(f"{path}: cut or altered")
+    return dict(said)
+
+
+def _is_said(value: Any) -> bool:
+    """Whether it is what `keep` says of a picture."""
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in _SAID):
+        return False
+    outcome = value.get("outcome")
+    return isinstance(outcome, dict) and all(isinstance(outcome.get(name), str) for name in ("source", "result"))
 
 
 def unpack(path: Path, target: Path) -> None:

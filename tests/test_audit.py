@@ -98,6 +98,20 @@ def test_a_torn_line_stays_and_the_next_one_vouches_for_it(tmp_path, cut):
     assert verify(written.path) == 3
 
 
+@pytest.mark.parametrize("line", [
+    b"[" * 100_000, b"[]", bytes(300), b'{"n":"1","event":"a","previous":"","digest":""}',
+    b'{"n":1,"event":"a","previous":"","digest":[]}', b'{"n":1e400,"event":"a","previous":"","digest":""}',
+])  # fmt: skip
+def test_a_line_of_another_kind_is_found_and_stops_nobody(line, tmp_path):
+    trail = Audit(tmp_path / "audit.jsonl")
+    trail.append("one")
+    with trail.path.open("ab") as file:
+        file.write(line + b"\n")
+    assert trail.append("two")["n"] == 2
+    assert [record["event"] for record in trail.events()] == ["one", "two"]
+    assert (examine(trail.path).state, examine(trail.path).line) == ("broken", 2)
+
+
 def test_a_line_longer_than_a_block_is_found_from_behind(tmp_path):
     written = trail(tmp_path, 2)
     written.append("long", why="x" * 3 * audit._BLOCK)

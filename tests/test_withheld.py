@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from medenhance_dicom import releasing, selection, withheld
 from medenhance_dicom.audit import Audit
-from medenhance_dicom.cli import app
+from medenhance_dicom.cli import _exit_code_of, app
 from medenhance_dicom.comparison.judging import judge_pairs
 from medenhance_dicom.comparison.pairs import open_pairs
 from medenhance_dicom.derive import PixelSummary, derive_instance
@@ -207,6 +207,19 @@ def test_a_corrected_source_replaces_what_was_released(tmp_path, monkeypatch):
     assert plain.replaces == made[1].derived_sop_instance_uid
 
 
+def test_what_is_named_by_mistake_is_called_what_it_is(kept, tmp_path):
+    done = CliRunner().invoke(app, ["enhance", str(kept), "-o", str(tmp_path / "out"), "--json"])
+    assert done.exit_code == 6
+    assert "withheld, see `compare` and `release`" in json.loads(done.stdout)["outcomes"][0]["reason"]
+    (found,) = verify_files(kept)
+    assert (found.state, "withheld" in found.problems[0]) == ("unreadable", True)
+    words = ["release", str(kept), "--reason", "why", "--by"]
+    assert CliRunner().invoke(app, [*words, "Test^One"]).exit_code == 0
+    error = CliRunner().invoke(app, [*words, "Test^Two"]).exception
+    assert isinstance(error, TargetTakenError)
+    assert _exit_code_of(error) == 7
+
+
 @pytest.mark.parametrize("name", ["CT", "EnhancedMR", "OP8"])
 def test_objects_of_every_build_can_be_released(name):
     source = synthetic.make_instance(name)
@@ -246,6 +259,38 @@ def test_an_altered_picture_is_not_released(kept, tmp_path, place):
     with pytest.raises(InputError):
         release(kept, tmp_path, by="Test^One", reason="why", now=NOON)
     assert not list(tmp_path.rglob("*.dcm"))
+
+
+@pytest.mark.parametrize("line", [
+    b"[]", b"null", b"{}", b'{"until": 5}', b"[" * 100_000, b"\xff",
+    b'{"until": "2026-01-01", "device": "cpu", "engine": "torch", "precision": "fp32", "outcome": {}}',
+])  # fmt: skip
+def test_a_damaged_line_is_an_altered_picture_and_stops_no_run(line, kept, tmp_path):
+    first, _, rest = kept.read_bytes().split(b"\n", 2)
+    kept.write_bytes(b"\n".join([first, line, rest]))
+    with pytest.raises(InputError, match="cut or altered"):
+        release(kept, tmp_path, by="Test^One", reason="why", now=NOON)
+    assert withheld.drop_expired(tmp_path, now=NOON + timedelta(days=1000)) == []
+    assert kept.exists()
+
+
+def test_what_was_kept_and_is_damaged_is_kept_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(selection, "load_recipes", strict_recipes)
+    source = synthetic.make_file(tmp_path / "a.dcm", "CR", rows=64, columns=64)
+    path = Path(enhance(source, tmp_path).kept)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:2000], whole[:-1], whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
+        path.write_bytes(damaged)
+        again = enhance(source, tmp_path)
+        assert (again.result, again.repeated, again.kept) == ("withheld", False, str(path))
+        assert path.read_bytes()[-1000:] == whole[-1000:]
+        assert enhance(source, tmp_path).repeated
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("withheld", ".derived"):
+        (tmp_path / name).rename(moved / name)
+    again = enhance(source, moved)
+    assert (again.repeated, again.kept) == (True, str(moved / "withheld" / path.name))
 
 
 @pytest.mark.parametrize("said", [

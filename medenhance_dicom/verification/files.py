@@ -24,6 +24,7 @@ from medenhance_dicom.verify import (
     is_ours,
     traces,
 )
+from medenhance_dicom.withheld import is_kept
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -186,6 +187,8 @@ class _Walk:
 
 
 def _no_dicom(path: Path) -> str:
+    if is_kept(path):
+        return "a picture that the structure check withheld, no derived object"
     return "not a DICOM file" if path.stat().st_size else "an empty file"
 
 
