@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json as json_module
 import os
+import signal
 import sys
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -174,11 +176,17 @@ def enhance(
     )  # fmt: skip
     if dry_run:
         _inspect(paths, settings, json=json)
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread():  # a scheduler's end leaves a report, and no scratch files
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _enhance(paths, settings, report, fail_fast=fail_fast, json=json)
     except KeyboardInterrupt:
         print("interrupted; run the same command again: what is written is not written twice", file=sys.stderr)
         raise typer.Exit(130) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _enhance(paths: list[Path], settings: Settings, path: Path | None, *, fail_fast: bool, json: bool) -> None:

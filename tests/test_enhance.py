@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -337,6 +338,29 @@ def test_kill_9_leaves_no_half_file(samples, tmp_path):
     subprocess.run([*command, "-o", str(output)], check=True, capture_output=True)
     names = sorted(p.name for p in (tmp_path / "whole").rglob("*.dcm"))
     assert sorted(p.name for p in output.rglob("*.dcm") if not p.name.startswith(".")) == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_in_order_leaves_a_report_and_no_scratch_files(number, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "scratch").mkdir()
+    for i in range(40):
+        synthetic.make_file(tmp_path / "in" / f"{i}.dcm", "CR", rows=256, columns=256, SOPInstanceUID=f"1.2.3.{i}")
+    command = [sys.executable, "-m", "medenhance_dicom", "enhance", tmp_path / "in", "--recipe", "identity"]
+    with subprocess.Popen(
+        [*command, "-o", tmp_path / "enhanced"], env=os.environ | {"TMPDIR": str(tmp_path / "scratch")}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.send_signal(number)
+        child.stdout.read()
+    assert child.returncode == 130
+    report = json.loads((tmp_path / "enhanced" / "run_report.json").read_text())
+    assert report["interrupted"] is True
+    assert 0 < len(report["outcomes"]) < 40
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.errors import ConfigurationError, InputError, TargetTakenError
 from medenhance_dicom.frames import pixel_format
 from medenhance_dicom.identity import recorded_digests, replaced_uid
+from medenhance_dicom.node.jobfolder import LEDGER
 from medenhance_dicom.node.trail import trail_path
 from medenhance_dicom.part10 import looks_like_dicom
 from medenhance_dicom.provenance import Provenance
@@ -328,5 +329,6 @@ def test_the_command_reports_and_the_trail_of_a_node_gets_a_line(kept, tmp_path)
     assert CliRunner().invoke(app, words).exit_code == 2
     done = CliRunner().invoke(app, [*words, "--config", str(config), "-o", str(tmp_path / "given")])
     assert done.exit_code == 0
+    assert list((store / LEDGER).iterdir())  # where the node looks for what a correction replaces
     (event,) = Audit(trail_path(store)).events("job")
     assert (event["event"], event["by"], event["why"]) == ("released", "Test^One", "why")
