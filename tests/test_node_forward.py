@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.encaps import generate_frames
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -204,6 +205,13 @@ def test_what_can_be_rewritten_in_what():
         assert targets_of(syntax) == ()
 
 
+def pixels(dataset):
+    """As another reader decodes them; pydicom has no permissive decoder for JPEG Lossless."""
+    if dataset.file_meta.TransferSyntaxUID == JPEGLosslessSV1:
+        return imagecodecs.jpeg8_decode(next(generate_frames(dataset.PixelData, number_of_frames=1)))
+    return dataset.pixel_array
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("only", [EXPLICIT, IMPLICIT])
 @pytest.mark.parametrize(
@@ -227,7 +235,7 @@ def test_rewritten_only_for_a_peer_that_takes_no_other(name, only):
     assert [item.sop_instance for item in report.sent] == [original.SOPInstanceUID], report.failed
     syntax, received = archive.got[0]
     assert syntax == only
-    assert np.array_equal(received.pixel_array, original.pixel_array)
+    assert np.array_equal(pixels(received), pixels(original))
     for element in original:
         if element.tag.group == 0x0028 and element.keyword.startswith("LossyImage"):
             assert received[element.tag] == element
@@ -437,6 +445,6 @@ def test_storescp_prefers_a_syntax(study, option):
     assert len(report.sent) == 3, report.failed
     for kept in map(pydicom.dcmread, (study / "kept").iterdir()):
         original = next(item for item in originals if item.SOPInstanceUID == kept.SOPInstanceUID)
-        assert np.array_equal(kept.pixel_array, original.pixel_array)
+        assert np.array_equal(pixels(kept), pixels(original))
         if option == "+xi":
             assert kept.file_meta.TransferSyntaxUID == IMPLICIT
