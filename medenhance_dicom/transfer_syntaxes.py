@@ -100,6 +100,14 @@ STORED = tuple(TransferSyntax(_ROOT + end, name, kind) for kind, names in _ROWS 
 """Those of stored objects, retired ones too, best first: a listener takes the first one that a peer offers. Explicit VR
 keeps every VR; what may be lossy comes last, or a modality that offers both would compress with loss for us."""
 
+_SELDOM = (52, 53, 54, 55, 56, 58, 59, 60, 61, 62, 63, 64, 65, 66, 92, 93)  # retired, or of several components
+COMMON = tuple(
+    syntax.uid
+    for syntax in STORED
+    if syntax.uid not in {f"{_ROOT}.4.{number}" for number in _SELDOM} and not syntax.name.startswith("Fragmentable")
+)
+"""Those that a request with many SOP classes has room for: DCMTK takes no A-ASSOCIATE-RQ of more than 128 KiB."""
+
 _NOT_STORED = {
     ".4.94": "JPIP Referenced",  # its pixels lie elsewhere, and may be gone when they are wanted
     ".4.95": "JPIP Referenced Deflate",

@@ -226,7 +226,7 @@ def test_the_command_writes_limits_that_pass_what_they_should(folder, tmp_path):
     )
     assert result.exit_code == 0, result.output
     written = json.loads(out.read_text())
-    assert json.loads(result.output) == {"file": str(out), **written}
+    assert json.loads(result.stdout) == {"file": str(out), **written}
     assert written["calibrated_on"]["pictures"] == written["tested_on"]["pictures"] == 14
     assert written["results"]["kinds"]["inversion"]["missed"]["share"] == 0
     assert written["results"]["kinds"]["inversion"]["auroc"] == 1

@@ -56,7 +56,8 @@ def outcomes(request, tmp_path_factory):
 def errors(path):
     done = subprocess.run([DCIODVFY, "-new", path], capture_output=True, text=True, errors="replace", check=False)
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
-    # Values and item numbers differ between a source and what is derived of it.
+    # Values and item numbers differ between a source and what is derived of it; a source's illegal UID is referred to.
+    lines = [line for line in lines if not re.search(r"/ReferencedSOPInstanceUID\b.*Illegal root for UID", line)]
     return {re.sub(r"= <.*|\[\d+\]", "", line) for line in lines}
 
 

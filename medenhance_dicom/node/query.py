@@ -31,6 +31,7 @@ from medenhance_dicom.node.wire import (
     keep_answers,
     on_open,
 )
+from medenhance_dicom.transfer_syntaxes import COMMON
 
 VERIFICATION = "1.2.840.10008.1.1"
 FIND = "1.2.840.10008.5.1.4.1.2.2.1"
@@ -167,7 +168,7 @@ def get(
         folder: Exists.
         calling_ae: Our AE title.
         sop_classes: Of the instances, at most 127. With few of them every transfer syntax has a context of its own,
-            so that nothing is rewritten; with many the peer chooses one for each class.
+            so that nothing is rewritten; with many the peer chooses one of the common ones for each class.
 
     Raises:
         NoContextError: The peer does not offer C-GET.
@@ -198,6 +199,8 @@ def take(event: evt.Event, folder: Path) -> int:
 
 def _offered(sop_classes: tuple[str, ...]) -> list[PresentationContext]:
     alone = max((MAXIMUM_CONTEXTS - 1) // len(sop_classes) - 1, 0)
+    if not alone:
+        return [build_context(uid, list(COMMON)) for uid in sop_classes]
     groups = [[syntax] for syntax in TRANSFER_SYNTAXES[:alone]] + [list(TRANSFER_SYNTAXES[alone:])]
     return [build_context(uid, group) for uid in sop_classes for group in groups if group]
 
