@@ -28,7 +28,7 @@ test: install
 	$(BIN)/pytest -n 3 --timeout 120 -m "not slow and not long and not gpu"
 
 test-all: install
-	$(BIN)/pytest -n 2 --timeout 900 -m "not long and not gpu"
+	$(BIN)/pytest -n 3 --timeout 900 -m "not long and not gpu"
 
 lint: install
 	$(BIN)/ruff check .

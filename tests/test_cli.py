@@ -221,6 +221,7 @@ def test_a_card_tells_what_weights_are_for():
     assert "PhotometricInterpretation  MONOCHROME1, MONOCHROME2" in said
 
 
+@pytest.mark.slow
 def test_a_guide_that_no_recipe_takes_is_exit_2(samples, tmp_path):
     done = run("enhance", samples / "study" / "us-abdomen.dcm", "-o", tmp_path, "--guide", "clear-eye", code=2)
     assert "no recipe chosen here takes a guide (us-clahe)" in done.stderr
@@ -230,6 +231,7 @@ def test_an_unknown_recipe_is_exit_2(samples, tmp_path):
     run("enhance", samples / "study", "-o", tmp_path, "--recipe", "none-such", code=2)
 
 
+@pytest.mark.slow
 def test_inspect_and_enhance_end_alike_where_two_patients_have_one_uid(tmp_path):
     (tmp_path / "in").mkdir()
     for name in "ab":
@@ -238,6 +240,7 @@ def test_inspect_and_enhance_end_alike_where_two_patients_have_one_uid(tmp_path)
     assert "CONFLICT" in run("inspect", tmp_path / "in", code=5).stdout
 
 
+@pytest.mark.slow
 def test_inspect_tells_without_writing(samples, tmp_path):
     done = run("inspect", samples / "study", "--json", code=0)
     by_source = {Path(s["source"]).name: s for s in json.loads(done.stdout)["series"]}
@@ -247,6 +250,7 @@ def test_inspect_tells_without_writing(samples, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_models_and_recipes_verify():
     run("models", "verify", "--json", code=0)
     run("recipes", "verify", "--json", code=0)

@@ -63,6 +63,7 @@ def resident_mib(pid: int) -> float:
         return 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -84,6 +84,7 @@ def op():
 # ------------------------------------------------------------------------------------------------ every class
 
 
+@pytest.mark.slow
 @needs_dciodvfy
 @pytest.mark.parametrize("name", synthetic.CLASSES)
 def test_every_class_is_valid_and_verifies(name, tmp_path):

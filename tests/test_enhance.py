@@ -99,6 +99,7 @@ def test_blending_where_nothing_objects_changes_no_byte(samples, tmp_path):
     assert Path(plain.derived).read_bytes() == Path(blended.derived).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_site_key_signs_what_is_written(samples, tmp_path):
     create_key(tmp_path / "site.key")
     source = samples / "study" / "us-abdomen.dcm"

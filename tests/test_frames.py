@@ -122,6 +122,7 @@ def gray_instances(draw):
     return instance, cells, values, draw(st.sampled_from(NATIVE))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(gray_instances())
 def test_no_change_gives_the_stored_pixels_back_for_every_gray_format(decoder, tmp_path, case):

@@ -563,6 +563,7 @@ def test_a_recipe_may_name_its_guide(models, tmp_path, fundus, monkeypatch):
     assert enhance(fundus, tmp_path / "out", guide="a")[0].guide == "a"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", ["none", "learned"])
 def test_networks_without_guidance_need_no_guide(models, tmp_path, fundus, guidance):
     write_models(models, guidance=guidance)

@@ -130,6 +130,7 @@ def test_what_was_removed_or_damaged_is_made_again(enhance, enhanced, tmp_path):
     assert (overwritten.repeated, len(enhanced)) == (False, 4)
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_beside_the_object_is_made(enhance, enhanced, tmp_path):
     source = make(tmp_path / "a.dcm")
     list(enhance(source))
@@ -294,6 +295,7 @@ def test_a_torn_or_foreign_line_is_passed_over(tmp_path):
         assert [found.derived for found in one.entries("1.2.3")] == ["2.25.3", "2.25.2", "2.25.1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [
     {"source": ["x"]}, {"source": {}}, {"result": "of a version to come"}, {"result": []}, {"reason": 5}, {"kept": 5},
     {"derived": "a\0b"}, {"derived": "../../x"}, {"derived": ["x"]}, {"derived_series": None}, {"verdict": None},

@@ -245,6 +245,7 @@ def test_gradients_reach_every_parameter(guidance, norm):
     assert (v_z.grad is not None and bool(v_z.grad.any())) is (guidance == "guided")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", ["full", "light"])
 def test_the_paper_presets_take_a_step(stem):
     torch.manual_seed(0)
@@ -289,6 +290,7 @@ def test_a_guided_network_is_traced_for_every_size(config):
         assert torch.allclose(traced(x), bound(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_guided_network_runs_in_openvino():
     pytest.importorskip("openvino")
     from medenhance_dicom.enhancer import EnhancerSpec

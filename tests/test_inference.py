@@ -220,6 +220,7 @@ def test_parity_is_measured_against_float32():
     assert measure_parity(NetworkEnhancer(network(), spec())) == Parity(0, 0)
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_openvino_takes_other_sizes_and_forgets_the_oldest():
     enhance = NetworkEnhancer(network(width=2, head="gain"), spec(), CPU, "openvino", "fp32")
@@ -235,6 +236,7 @@ def run_alone(code, home):
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_openvino_never_calls_home(tmp_path):
     """Importing and converting opens no connection, starts no process and leaves no consent file."""
@@ -261,6 +263,7 @@ sys.exit(bool(seen))
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @needs_openvino
 def test_openvino_imported_before_us_is_silenced(tmp_path):
     code = """
@@ -374,6 +377,7 @@ research_only = true
     return load_manifest(tmp_path), generator.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", pytest.param("openvino", marks=needs_openvino)])
 def test_a_guided_network_runs_with_its_guide_bound(guided_models, engine):
     manifest, generator = guided_models

@@ -66,6 +66,7 @@ def test_out_of_memory_is_recognised_in_all_its_words(error, is_one):
     assert is_out_of_memory(error) == is_one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "reason"), [(torch.OutOfMemoryError("CUDA out of memory"), "OUT_OF_MEMORY"), (None, "NOT_FINITE")]
 )
@@ -117,6 +118,7 @@ def test_in_the_node_memory_that_was_short_is_waited_for(three, tmp_path):
     assert len(set(done["derived"])) == 3
 
 
+@pytest.mark.slow
 def test_in_the_node_the_last_attempt_delivers_what_there_was_memory_for(three, tmp_path):
     settings = NodeSettings(store=tmp_path, work=Work(attempts=2))
     stage, folder = Enhancing(lambda: 1_700_000_000.0), job(tmp_path, three)

@@ -54,6 +54,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("name", PICTURES)
 def test_equals_the_literal_twin(name, level):

@@ -81,6 +81,7 @@ def replacements(found):
     return {names[uid]: names.get(replaced_uid(derived)) for uid, derived in found.items()}
 
 
+@pytest.mark.slow
 def test_corrections_after_the_first_job_was_removed_form_a_chain(tmp_path):
     node = Node(tmp_path)
     for name in ("Test^One", "Test^Two", "Test^Three"):
@@ -118,6 +119,7 @@ def test_two_patients_in_one_series_are_refused_by_name_and_never_mixed(tmp_path
     assert len({derived.SeriesInstanceUID for derived in found}) == 2
 
 
+@pytest.mark.slow
 def test_what_stands_damaged_is_replaced_and_somebody_elses_object_keeps_the_job_from_ending(tmp_path):
     node = Node(tmp_path)
     node.take_in(PatientName="Test^One")

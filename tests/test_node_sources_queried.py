@@ -104,6 +104,7 @@ def test_a_peer_is_listed_level_by_level(node):
     assert named(again) == ["1.2.1.1", "1.2.1.2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [

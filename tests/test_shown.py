@@ -89,6 +89,7 @@ def test_colour_objects_get_no_transform_that_their_class_does_not_have():
     assert not {*WINDOW, *RESCALE} & set(derive(source).instance.dir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path(sys.executable).with_name("dciodvfy").is_file(), reason="no dciodvfy")
 @pytest.mark.parametrize("name", ["CR", "CT", "DX", "XA"])
 def test_colour_in_a_class_of_grey_pictures_becomes_a_true_colour_capture(name, tmp_path):

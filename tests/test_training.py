@@ -131,6 +131,7 @@ def test_each_method_goes_on_exactly_where_it_stopped(drawn, method):
     assert all(np.isfinite(entry["psnr"]) for entry in log)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "terms"),
     [

@@ -232,6 +232,7 @@ def assert_judged_alike(outcome, judged):
         assert judged.verdict[key] == outcome.verdict[key], key
 
 
+@pytest.mark.slow
 def test_the_stored_file_is_judged_as_enhance_judged_it(tmp_path):
     count = len(sources(tmp_path / "in"))
     outcomes = [o for o in enhance([tmp_path / "in"], tmp_path / "out", gate="off") if o.derived]
@@ -241,6 +242,7 @@ def test_the_stored_file_is_judged_as_enhance_judged_it(tmp_path):
         assert_judged_alike(outcome, judged[outcome.derived])
 
 
+@pytest.mark.slow
 def test_a_slice_is_judged_by_the_map_that_it_shared_also_without_the_others(tmp_path):
     paths = slices(tmp_path / "in", count=2)
     outcomes = enhance(paths, tmp_path / "out", gate="off")

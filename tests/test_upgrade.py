@@ -115,6 +115,7 @@ def finish(job, work, stages=("enhance",)):
         todo += [task.stage for task in result.then]
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_node_end_by_hand(old):
     node = old / "node"
     before, settings = bytes_of(node / "out"), load_settings(node / "node.toml")
@@ -151,6 +152,7 @@ def replacement(folder, source):
     return replaced_uid(made)
 
 
+@pytest.mark.slow
 def test_what_is_corrected_in_a_node_names_the_object_of_the_earlier_release(old):
     node = old / "node"
     settings = load_settings(node / "node.toml")
@@ -165,6 +167,7 @@ def test_what_is_corrected_in_a_node_names_the_object_of_the_earlier_release(old
     assert replacement(node / "out", source) == before[source]
 
 
+@pytest.mark.slow
 def test_what_is_corrected_in_an_archive_names_the_object_of_the_earlier_release(old):
     before = {uid: paths[0].stem for uid, paths in delivered(old / "enhanced").items()}
     archives.make_plan(old / "plan", old / "archive")

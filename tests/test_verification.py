@@ -229,6 +229,7 @@ def test_a_source_that_is_missing_cut_or_there_twice(tmp_path, decoder):
     assert states(derived, tmp_path / "one", decoder=decoder) == {derived.name: "altered"}
 
 
+@pytest.mark.slow
 def test_a_corrected_source_is_told_from_an_altered_object(tmp_path):
     source = synthetic.make_file(tmp_path / "a.dcm", "CR", rows=24, columns=24)
     key = create_key(tmp_path / "key")

@@ -97,6 +97,7 @@ def test_no_program_takes_it_for_a_picture(run):
         assert list(pairs) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["file", "folder"])
 def test_the_pair_can_be_judged_and_shown(run, place, monkeypatch, tmp_path):
     source, _, outcome = run
@@ -191,6 +192,7 @@ def test_a_key_that_comes_later_signs_and_lets_nobody_else_in(kept, tmp_path):
     assert release(kept, tmp_path, **said, sign_key=tmp_path / "key")[0].repeated
 
 
+@pytest.mark.slow
 def test_a_corrected_source_replaces_what_was_released(tmp_path, monkeypatch):
     monkeypatch.setattr(selection, "load_recipes", strict_recipes)
     source, output = tmp_path / "a.dcm", tmp_path / "out"
@@ -275,6 +277,7 @@ def test_a_damaged_line_is_an_altered_picture_and_stops_no_run(line, kept, tmp_p
     assert kept.exists()
 
 
+@pytest.mark.slow
 def test_what_was_kept_and_is_damaged_is_kept_again(tmp_path, monkeypatch):
     monkeypatch.setattr(selection, "load_recipes", strict_recipes)
     source = synthetic.make_file(tmp_path / "a.dcm", "CR", rows=64, columns=64)

@@ -80,6 +80,7 @@ MADE = {
 """Option of storescu: what makes the file out of which, and its transfer syntax."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", MADE)
 def test_storescu_in_each_syntax(tmp_path, samples, option):
     tool, name, syntax = MADE[option]
