@@ -42,6 +42,7 @@ def psnr(one, other):
 # ------------------------------------------------------------------------------------------------------ dark and hazy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BRIGHTENING)
 def test_a_dark_picture_comes_nearer_to_the_bright_one(name):
     clean = astronaut()
@@ -236,6 +237,7 @@ def test_robust_retinex_gives_a_constant_its_gamma():
     np.testing.assert_allclose(enhanced("robust-retinex", np.full((20, 30, 3), 0.25)), 0.25 ** (1 / 2.2), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_robust_retinex_explains_the_picture():
     observed = camera().astype(float)
     method = build_baseline("robust-retinex", {"tolerance": 1e-3})

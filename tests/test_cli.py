@@ -59,6 +59,7 @@ def test_help_imports_neither_torch_nor_pydicom():
     assert "enhance" in done.stdout
 
 
+@pytest.mark.slow
 def test_lists_import_no_torch():
     for words in (["recipes", "list"], ["models", "list", "--json"], ["guides", "list"], ["guides", "verify"]):
         script = (
@@ -227,6 +228,7 @@ def test_a_guide_that_no_recipe_takes_is_exit_2(samples, tmp_path):
     assert "no recipe chosen here takes a guide (us-clahe)" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_unknown_recipe_is_exit_2(samples, tmp_path):
     run("enhance", samples / "study", "-o", tmp_path, "--recipe", "none-such", code=2)
 

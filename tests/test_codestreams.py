@@ -518,6 +518,7 @@ def test_whatever_a_broken_header_says_is_an_error_of_ours_or_a_value(stream):
             continue
 
 
+@pytest.mark.slow
 def test_codecs_that_run_out_of_memory_leave_a_child_that_works(path):
     large = np.zeros((1800, 1800), "u2")
     large[::7] = np.arange(1800)

@@ -113,6 +113,7 @@ def test_a_box_plot_draws_quartiles_and_what_lies_beyond():
 # ---------------------------------------------------------------- DICOM
 
 
+@pytest.mark.slow
 def test_a_study_is_evaluated_and_names_nobody(tmp_path):
     shutil.copytree(ROOT / "sample_data" / "study", tmp_path / "study")
     for name in ("cut-in-the-header.dcm", "not-dicom.dcm"):

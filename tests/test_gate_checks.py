@@ -42,6 +42,7 @@ def test_an_unchanged_frame_has_nothing_to_object_to(name):
     assert not structure_map(PICTURES[name], PICTURES[name]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", HONEST)
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_lesion_stands_out_of_any_honest_enhancement(name, how):

@@ -425,6 +425,7 @@ def test_folders_of_mixed_files_make_one_guide(models, tmp_path):
 # -------------------------------------------------------------------------------------------------------- the whole way
 
 
+@pytest.mark.slow
 def test_from_a_picture_to_the_tags(models, tmp_path, fundus, monkeypatch, capsys):
     source = dcmread(fundus)
     assert run(monkeypatch, "guides", "add", fundus, "--weights", "tiny", "--key", "clear-eye", "--json") == 0
@@ -473,6 +474,7 @@ def test_from_a_picture_to_the_tags(models, tmp_path, fundus, monkeypatch, capsy
     assert [r.problems for r in verify_files(tmp_path / "out", fundus)] == [[]]
 
 
+@pytest.mark.slow
 def test_the_guide_is_part_of_the_uids(models, tmp_path, fundus):
     encode("a", 0, models)
     encode("b", 1, models)
@@ -494,6 +496,7 @@ def test_the_same_pixels_by_another_guide_are_another_object(models, tmp_path, f
     assert one.derived_sop_instance_uid != twin.derived_sop_instance_uid
 
 
+@pytest.mark.slow
 def test_each_series_of_a_run_has_its_own_guide(models, tmp_path):
     encode("any-eye", 0, models)
     encode("model-7", 1, models, device_class="Seven")
@@ -508,6 +511,7 @@ def test_each_series_of_a_run_has_its_own_guide(models, tmp_path):
     assert found == {"1": "any-eye", "2": "model-7"}
 
 
+@pytest.mark.slow
 def test_missing_altered_and_foreign_guides_are_exit_8(models, tmp_path, fundus, monkeypatch, capsys):
     words = ["enhance", fundus, "-o", tmp_path / "out", "--weights", "tiny", "--device", "cpu", "--gate", "off"]
     assert run(monkeypatch, *words) == 8
@@ -538,6 +542,7 @@ def test_missing_altered_and_foreign_guides_are_exit_8(models, tmp_path, fundus,
     assert not list((tmp_path / "out").rglob("*.dcm"))
 
 
+@pytest.mark.slow
 def test_a_named_guide_that_nothing_can_use_is_a_usage_error(models, tmp_path, fundus):
     encode("a", 0, models)
     ultrasound = synthetic.make_file(tmp_path / "us.dcm", "US", rows=48, columns=64)
@@ -622,6 +627,7 @@ def test_influence_is_measured_in_grey_levels():
     assert influence({"a": base}, inside).pair is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["op.dcm", "eye.png"])
 def test_influence_of_the_guides_that_fit(models, tmp_path, fundus, monkeypatch, capsys, name):
     Image.fromarray((COLOUR[::8, ::8] * 255).astype(np.uint8)).save(tmp_path / "eye.png")

@@ -278,6 +278,7 @@ def test_a_guided_network_checks_the_codes_shape(shape):
         GuidedNetwork(small(), torch.zeros(shape))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize(
     "config", [{"norm": "instance"}, {"guidance": "none", "head": "gain"}, {"guidance": "learned", "stem": "light"}]

@@ -336,6 +336,7 @@ research_only = true
     return load_manifest(tmp_path)
 
 
+@pytest.mark.slow
 def test_weights_of_the_manifest_run(models):
     enhance = load_enhancer("tiny", manifest=models, device="cpu")
     assert enhance.spec == EnhancerSpec(channels=1, multiple=128, whole=True, working_size=256)

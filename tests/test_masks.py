@@ -77,6 +77,7 @@ def test_an_endoscope_s_field_leaves_out_corners_inset_and_writing_but_not_the_l
     assert not found[350, 50]
 
 
+@pytest.mark.slow
 def test_real_fundus_fields(data_folder):
     for folder in ("csdi", "idrid_codras", "chasedb1"):
         for path in sorted((data_folder / "fundus" / folder / "images").glob("*"))[::40]:

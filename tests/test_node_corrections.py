@@ -104,6 +104,7 @@ def test_other_bytes_while_the_first_are_held_are_set_aside_and_nothing_is_made_
     assert replacements(node.delivered()) == {"Test^One": None}
 
 
+@pytest.mark.slow
 def test_two_patients_in_one_series_are_refused_by_name_and_never_mixed(tmp_path):
     node = Node(tmp_path)
     node.receive(PatientID="1")

@@ -96,6 +96,7 @@ def test_files_arrive_as_they_are(ct, samples):
         assert received == original
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "stored", "permanent"),
     [

@@ -142,6 +142,7 @@ def test_going_at_a_finished_job_again_sends_nothing(tmp_path, enhanced):
     assert (node.network.got, node.events()) == (got, events)
 
 
+@pytest.mark.slow
 def test_real_pictures_become_a_derived_series_and_a_repeat_writes_the_same_bytes(tmp_path, samples):
     from medenhance_dicom.node.settings import Enhancing as Options
 
@@ -488,6 +489,7 @@ def test_why_tells_what_happened_in_sentences(control, enhanced):
     assert control.retry(JOB) == []
 
 
+@pytest.mark.slow
 def test_what_was_withheld_is_named_kept_beside_the_jobs_and_goes_after_its_days(tmp_path, samples, monkeypatch):
     from medenhance_dicom import selection
     from medenhance_dicom.node.settings import Enhancing as Options
