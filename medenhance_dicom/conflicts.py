@@ -138,10 +138,7 @@ def _pixels(path: Path, header: Dataset | None, decoder: Decoder) -> str | None:
         return None
     try:
         pixels = frames.pixel_format(header)
-        stored = (
-            frames.stored_frame(header, decoder.frame(path, index), index).stored
-            for index in range(pixels.number_of_frames)
-        )
+        stored = (frame.stored for frame in decoder.stored_frames(path, header))
         return f"{pixels.photometric_out} {frames_digest(stored)}"
     except MedenhanceError:
         return None

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -28,9 +28,12 @@ from medenhance_dicom.errors import (
     UnreadableInstanceError,
     UnsupportedInstanceError,
 )
-from medenhance_dicom.frames import Array
+from medenhance_dicom.frames import Array, StoredFrame, pixel_format, stored_frame
 from medenhance_dicom.lossy import Encoding
 from medenhance_dicom.part10 import Limits
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 _START_SECONDS = 60.0
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -90,6 +93,19 @@ class Decoder:
             UnsupportedInstanceError: `TRANSFER_SYNTAX`, `VIDEO`, `NO_PIXELS`, or as `pixel_format`.
         """
         return self._request({"do": "frame", "path": os.fspath(path), "index": index})[1]
+
+    def stored_frames(self, path: Path, instance: Dataset) -> Iterator[StoredFrame]:
+        """All frames of an instance as stored values, one at a time.
+
+        Args:
+            path: A file that `probe` has passed.
+            instance: Its header.
+
+        Raises:
+            As `frame` and `frames.stored_frame`.
+        """
+        for index in range(pixel_format(instance).number_of_frames):
+            yield stored_frame(instance, self.frame(path, index), index)
 
     def encoding(self, path: Path) -> Encoding:
         """Say how long the frames are as encoded, and whether their codestreams lose something.

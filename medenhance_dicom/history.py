@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from medenhance_dicom import frames
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, MedenhanceError
 from medenhance_dicom.identity import METHOD_VERSION, frames_digest, recorded_digests, source_digest
@@ -18,11 +16,11 @@ from medenhance_dicom.prepare import PreparedRecipe
 from medenhance_dicom.report import Outcome
 from medenhance_dicom.selection import Settings
 from medenhance_dicom.series import Member, Series
-from medenhance_dicom.targets import is_signed, is_whole, kept_object
+from medenhance_dicom.signature import signature_state
+from medenhance_dicom.targets import kept_object, whole_digest
 from medenhance_dicom.uids import digest_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from pydicom import Dataset
 
 
@@ -48,11 +46,11 @@ class History:
         Returns:
             What became of it, and its header.
         """
-        uid = str(member.instance.SOPInstanceUID)
+        uid, path = str(member.instance.SOPInstanceUID), member.located.path
         if self._settings.overwrite or not self._ledger.knows(uid):
             return None
         try:
-            source = read_instance(member.located.path, limits=self._settings.limits)
+            source = read_instance(path, limits=self._settings.limits)
         except MedenhanceError:  # which the next to read it reports
             return None
         said, pixels = source_digest(source), ""
@@ -64,7 +62,7 @@ class History:
             if entry.result == "withheld" and not self._is_kept(entry):
                 continue
             try:
-                pixels = pixels or frames_digest(self._frames(member, source))
+                pixels = pixels or frames_digest(f.stored for f in self._decoder.stored_frames(path, source))
             except MedenhanceError:
                 return None
             if pixels == entry.pixels:
@@ -157,11 +155,10 @@ class History:
             return False
         if self._settings.preview and not target.with_suffix(".png").exists():
             return False
-        keys = self._settings.signing_keys()
-        if keys is not None and not is_signed(target, derived, keys):
-            return False
         known = derived.get("SOPInstanceUID"), recorded_digests(derived).get("header")
-        return known == (entry.derived, entry.header) and is_whole(target, derived)
+        digest = whole_digest(target, derived) if known == (entry.derived, entry.header) else None
+        keys = self._settings.signing_keys()
+        return digest is not None and (keys is None or signature_state(derived, keys, digest) == "signed")
 
     def _is_kept(self, entry: Entry) -> bool:
         """Whether all of a withheld picture is kept that is asked for; one whose days are over need not be there."""
@@ -175,8 +172,3 @@ class History:
             except InputError:
                 return False
         return not self._settings.preview or (kept or Path(entry.kept)).with_suffix(".png").exists()
-
-    def _frames(self, member: Member, source: Dataset) -> Iterator[NDArray[Any]]:
-        path = member.located.path
-        for index in range(frames.pixel_format(source).number_of_frames):
-            yield frames.stored_frame(source, self._decoder.frame(path, index), index).stored

@@ -101,12 +101,12 @@ def _tables(instance: Dataset, count: int, bits: int) -> list[Array]:
 
 def _expanded(data: list[bytes], count: int, bits: int, keywords: list[str]) -> list[Array]:
     """Segments of the width that the descriptor says, or of the other one where only that gives whole tables."""
-    other = 24 - bits
-    with contextlib.suppress(UnreadableInstanceError):
+    try:
         return _expanded_as(data, count, bits, keywords)
-    with contextlib.suppress(UnreadableInstanceError):
-        return _expanded_as(data, count, other, keywords)
-    return _expanded_as(data, count, bits, keywords)
+    except UnreadableInstanceError as error:
+        with contextlib.suppress(UnreadableInstanceError):
+            return _expanded_as(data, count, 24 - bits, keywords)
+        raise error
 
 
 def _expanded_as(data: list[bytes], count: int, bits: int, keywords: list[str]) -> list[Array]:

@@ -668,15 +668,23 @@ def _put_in_place(target: Path) -> Iterator[BinaryIO]:
             part.unlink(missing_ok=True)
 
 
+def pixel_bytes(instance: Dataset) -> int | None:
+    """Bytes of all frames, uncompressed and without the pad byte; None where the header does not say."""
+    try:
+        frames = int(instance.get("NumberOfFrames") or 1)
+        cells = instance.Rows * instance.Columns * instance.SamplesPerPixel * frames
+        return int(cells * instance.BitsAllocated // 8)
+    except (AttributeError, TypeError, ValueError):
+        return None
+
+
 def _checked_length(derived: Dataset, pixels: Path) -> int:
     late = [tag for tag in list(derived.keys()) if tag >= 0x7FE00000]
     if late:
         raise DerivationError("the data set must not hold Pixel Data or anything after it")
-    try:
-        frames = int(derived.get("NumberOfFrames") or 1)
-        declared = derived.Rows * derived.Columns * derived.SamplesPerPixel * frames * derived.BitsAllocated // 8
-    except (AttributeError, TypeError, ValueError):
-        raise DerivationError("the Image Pixel module is incomplete") from None
+    declared = pixel_bytes(derived)
+    if declared is None:
+        raise DerivationError("the Image Pixel module is incomplete")
     try:
         length = pixels.stat().st_size
     except OSError as error:

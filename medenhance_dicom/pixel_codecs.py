@@ -96,7 +96,7 @@ def from_cells(data: bytes, cells: Cells) -> Array:
 
 
 def from_deflated(data: bytes, cells: Cells) -> Array:
-    """Deflated Image Frame Compression (PS3.5 A.4.13?): a frame of cells under RFC 1951, perhaps padded."""
+    """Deflated Image Frame Compression (PS3.5 A.4): a frame of cells under RFC 1951, perhaps padded."""
     lengths = cells.frame_lengths()
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:

@@ -303,10 +303,9 @@ def _pixels_of(source: Dataset, source_path: Path, derived: Dataset, path: Path,
     """The source's frames, and whether the object has their padding."""
     for file in (source_path, path):
         decoder.probe(file)
-    pixels, sha, kept = frames.pixel_format(source), hashlib.sha256(), True
+    sha, kept = hashlib.sha256(), True
     planes: dict[int, list[NDArray[np.bool_]]] = {}
-    for index in range(pixels.number_of_frames):
-        frame = frames.stored_frame(source, decoder.frame(source_path, index), index)
+    for index, frame in enumerate(decoder.stored_frames(source_path, source)):
         sha.update(little_endian(frame.stored))
         for group, plane in frame.overlays.items():
             planes.setdefault(group, []).append(plane)

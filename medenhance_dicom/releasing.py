@@ -15,7 +15,7 @@ from pydicom import Dataset
 from medenhance_dicom.errors import ConfigurationError, OutputError, TargetTakenError
 from medenhance_dicom.identity import METHOD_VERSION, own_item, recorded_digests, replaced_uid, source_uid
 from medenhance_dicom.ledger import NAME, Entry, Ledger
-from medenhance_dicom.part10 import read_instance, write_instance
+from medenhance_dicom.part10 import pixel_bytes, read_instance, write_instance
 from medenhance_dicom.released import places, released
 from medenhance_dicom.report import Outcome
 from medenhance_dicom.signature import sign
@@ -79,7 +79,9 @@ def release(
         if found == "taken" or another:
             raise TargetTakenError(f"{target.name}: was released before, by somebody else or for another reason")
         if found != "intact":
-            _last_bytes(whole, pixels, _length(made))
+            length = pixel_bytes(made)
+            assert length is not None  # its pixels were digested
+            _last_bytes(whole, pixels, length)
             write_instance(made, pixels, target)
     known = {field.name for field in fields(Outcome)}
     outcome = Outcome(**{name: value for name, value in said["outcome"].items() if name in known})
@@ -108,12 +110,6 @@ def _write_down(outcome: Outcome, before: Dataset, made: Dataset, folder: Path) 
 def _who_and_why(derived: Dataset) -> tuple[str, set[str]]:
     ours = own_item(derived)
     return str(ours.get("OperatorsName") if ours else ""), {str(p.DerivationDescription) for p in places(derived)}
-
-
-def _length(derived: Dataset) -> int:
-    """Bytes of the Pixel Data without the pad byte."""
-    frames = int(derived.get("NumberOfFrames") or 1)
-    return int(derived.Rows * derived.Columns * derived.SamplesPerPixel * derived.BitsAllocated // 8 * frames)
 
 
 def _last_bytes(whole: Path, target: Path, length: int) -> None:

@@ -34,7 +34,7 @@ GateMode = Literal["withhold", "warn", "off", "blend"]
 """What a failed structure check does. "blend": the source comes back where structure changed, and what fails all the
 same is withheld."""
 
-WITHHELD = "a picture that the structure check withheld, see `compare` and `release`"
+_KEPT = "a picture that the structure check withheld, see `compare` and `release`"
 
 GUIDE_FACTS = {"Manufacturer", "ManufacturerModelName"}  # decide on a guide, besides Modality
 
@@ -98,7 +98,7 @@ def read_members(
     for located in find_instances(paths, scratch):
         try:
             if located.path.exists() and not looks_like_dicom(located.path):
-                what = WITHHELD if withheld.is_kept(located.path) else "not a DICOM file"
+                what = _KEPT if withheld.is_kept(located.path) else "not a DICOM file"
                 if located.path in named:
                     raise UnreadableInstanceError(what)
                 yield Outcome(located.name, "skipped", f"NOT_DICOM: {what}")
@@ -125,14 +125,19 @@ def read_members(
             yield member
 
 
-def unambiguous(found: Iterable[Member | Outcome], decoder: Decoder, settings: Settings) -> Iterator[Member | Outcome]:
-    """What was found without what contradicts each other, see `conflicts`; Outcomes pass through."""
-    members: list[Member] = []
+def _gathered(found: Iterable[Member | Outcome], members: list[Member]) -> Iterator[Outcome]:
+    """Outcomes as they come; what is still to be done is put into `members`."""
     for item in found:
         if isinstance(item, Outcome):
             yield item
         else:
             members.append(item)
+
+
+def unambiguous(found: Iterable[Member | Outcome], decoder: Decoder, settings: Settings) -> Iterator[Member | Outcome]:
+    """What was found without what contradicts each other, see `conflicts`; Outcomes pass through."""
+    members: list[Member] = []
+    yield from _gathered(found, members)
     for kept in without_conflicts(members, decoder, settings.limits):
         if isinstance(kept, Member):
             yield kept
@@ -150,11 +155,7 @@ def choose_recipes(
         RecipeError: Weights are named, and no recipe chosen for a series takes any.
     """
     members: list[Member] = []
-    for item in found:
-        if isinstance(item, Outcome):
-            yield item
-        else:
-            members.append(item)
+    yield from _gathered(found, members)
     chosen: list[tuple[Series, Recipe]] = []
     takes_weights = False
     for series in group_series(members):

@@ -48,11 +48,12 @@ def standing(target: Path, derived: Dataset, keys: Mapping[str, PublicKey] | Non
         raise OutputError(f"{target}: {error.strerror}") from error
     if not is_own_derived(there):
         return "taken"
-    if not is_whole(target, there) or not _encoded_as_ours(there):
+    digest = whole_digest(target, there)
+    if digest is None or not is_encoded_as_ours(there):
         return "damaged"
     if there.SOPInstanceUID != derived.SOPInstanceUID:
         return "taken"
-    return "intact" if keys is None or is_signed(target, there, keys) else "unsigned"
+    return "intact" if keys is None or signature_state(there, keys, digest) == "signed" else "unsigned"
 
 
 def kept_object(kept: Path, whole: Path) -> tuple[Dataset, str]:
@@ -76,31 +77,24 @@ def kept_object(kept: Path, whole: Path) -> tuple[Dataset, str]:
     return derived, digest or ""
 
 
-def is_signed(path: Path, derived: Dataset, keys: Mapping[str, PublicKey]) -> bool:
-    """Whether one of some keys signed a file of ours, as it is.
-
-    Args:
-        path: The file.
-        derived: Its header.
-        keys: Key id -> key.
-    """
-    return signature_state(derived, keys, pixel_digest(path, derived)) == "signed"
-
-
-def is_whole(path: Path, derived: Dataset) -> bool:
-    """Whether a file of ours is as it was written: its header and Pixel Data agree with its UID and digests.
+def whole_digest(path: Path, derived: Dataset) -> str | None:
+    """Digest of the Pixel Data of a file of ours that is as it was written, by its UID and digests; else None.
 
     Args:
         path: The file, an image or a structured report.
         derived: Its header.
+
+    Returns:
+        Hex SHA-256; "" for a report, which has no pixels.
     """
     if "ContentSequence" in derived:
-        return check_report(derived) == []
+        return "" if check_report(derived) == [] else None
     digest = pixel_digest(path, derived)
-    return digest is not None and not assert_derived(derived, pixel_digest=digest)
+    return digest if digest is not None and not assert_derived(derived, pixel_digest=digest) else None
 
 
-def _encoded_as_ours(instance: Dataset) -> bool:
+def is_encoded_as_ours(instance: Dataset) -> bool:
+    """Whether a file is in the transfer syntax that we write, and its File Meta Information names what is in it."""
     meta = instance.file_meta
     named = (meta.get("TransferSyntaxUID"), meta.get("MediaStorageSOPInstanceUID"))
     return named == (ExplicitVRLittleEndian, instance.get("SOPInstanceUID"))

@@ -10,7 +10,7 @@ from typing import Any
 from medenhance_dicom.gate import NOT_CALIBRATED, NOT_CHECKED, FrameScores, Thresholds, Verdict
 from medenhance_dicom.report import WITHHELD
 
-__all__ = ["MOST_OBJECTIONS", "WITHHELD", "Blending", "excess_of", "in_words", "settled", "values_of"]
+__all__ = ["MOST_OBJECTIONS", "Blending", "excess_of", "in_words", "settled", "values_of"]
 
 MOST_OBJECTIONS = 64
 """Objections that a report lists; beyond these they are counted."""

@@ -30,7 +30,6 @@ from medenhance_dicom.attributes import (
 )
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import InputError, MedenhanceError
-from medenhance_dicom.frames import pixel_format, stored_frame
 from medenhance_dicom.identity import (
     derived_instance_uid,
     frames_digest,
@@ -41,7 +40,7 @@ from medenhance_dicom.identity import (
     replaced_uid,
     source_uid,
 )
-from medenhance_dicom.part10 import Limits, PixelElement, open_instance, read_instance
+from medenhance_dicom.part10 import Limits, PixelElement, open_instance, pixel_bytes, read_instance
 from medenhance_dicom.provenance import (
     CODES,
     CODING_SCHEME,
@@ -246,7 +245,7 @@ def pixel_digest(path: Path, derived: Dataset) -> str | None:
 
     We write it uncompressed, Explicit VR Little Endian, and last, so its place follows from the size in the header.
     """
-    length = _length(derived)
+    length = pixel_bytes(derived)
     if length is None:
         return None
     padded = length + length % 2
@@ -267,7 +266,7 @@ def _digest(path: Path, derived: Dataset, element: PixelElement | None, decoder:
     None where they are not the last element, or not what the header declares.
     """
     syntax = UID(transfer_syntax(derived))
-    length = _length(derived)
+    length = pixel_bytes(derived)
     if element is None or element.keyword != "PixelData" or length is None:
         return None
     if syntax in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
@@ -278,19 +277,8 @@ def _digest(path: Path, derived: Dataset, element: PixelElement | None, decoder:
         return None
     try:
         decoder.probe(path)
-        count = pixel_format(derived).number_of_frames
-        found = (stored_frame(derived, decoder.frame(path, index), index).stored for index in range(count))
-        return frames_digest(found)
+        return frames_digest(frame.stored for frame in decoder.stored_frames(path, derived))
     except MedenhanceError:
-        return None
-
-
-def _length(derived: Dataset) -> int | None:
-    """Bytes of all frames, uncompressed and without the pad byte; None where the header does not say."""
-    try:
-        frames = int(derived.get("NumberOfFrames") or 1)
-        return int(derived.Rows * derived.Columns * derived.SamplesPerPixel * derived.BitsAllocated // 8 * frames)
-    except (AttributeError, TypeError, ValueError):
         return None
 
 

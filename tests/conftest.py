@@ -9,6 +9,8 @@ from pathlib import Path
 import pydicom.config
 import pytest
 
+from medenhance_dicom.decoding import Decoder
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a thread per worker, not all cores for each
 
@@ -30,19 +32,26 @@ def _denormals_are_numbers():
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """Real pictures and DICOM files, outside the project."""
-    folder = Path(os.environ.get("MEDENHANCE_DATA", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip("no MEDENHANCE_DATA and no ../shared/data")
-    return folder
+    return _outside("MEDENHANCE_DATA", "data")
 
 
 @pytest.fixture(scope="session")
 def cases_folder() -> Path:
     """Small DICOM files with their right values, outside the project."""
-    folder = Path(os.environ.get("MEDENHANCE_CASES", ROOT.parent / "shared" / "cases"))
+    return _outside("MEDENHANCE_CASES", "cases")
+
+
+def _outside(variable, name):
+    folder = Path(os.environ.get(variable, ROOT.parent / "shared" / name))
     if not folder.is_dir():
-        pytest.skip("no MEDENHANCE_CASES and no ../shared/cases")
+        pytest.skip(f"no {variable} and no ../shared/{name}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def decoder():
+    with Decoder() as decoder:
+        yield decoder
 
 
 @pytest.fixture(scope="session")

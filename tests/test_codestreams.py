@@ -26,12 +26,6 @@ GRAY = picture(12, rows=40, columns=48)
 YBR = convert_color_space(COLOUR, "RGB", "YBR_FULL")
 
 
-@pytest.fixture(scope="module")
-def decoder():
-    with Decoder() as decoder:
-        yield decoder
-
-
 @pytest.fixture
 def path(tmp_path) -> Path:
     return tmp_path / "x.dcm"

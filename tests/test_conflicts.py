@@ -10,18 +10,11 @@ from pydicom import dcmwrite
 from pydicom.uid import ImplicitVRLittleEndian, RLELossless
 
 from medenhance_dicom.conflicts import patient_of
-from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.selection import Settings, plan
 from tests import synthetic
 
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    with Decoder() as decoder:
-        yield decoder
 
 
 @pytest.fixture

@@ -46,12 +46,6 @@ INDEPENDENT |= dict.fromkeys([JPEGLSLossless, JPEGLSNearLossless], "pyjpegls")
 """Transfer syntax -> pydicom's plugin that decodes it by other code than ours."""
 
 
-@pytest.fixture(scope="module")
-def decoder():
-    with Decoder() as decoder:
-        yield decoder
-
-
 def shipped(name: str) -> Path:
     return Path(pydicom.data.get_testdata_file(name, download=False))
 

@@ -69,12 +69,6 @@ def write(instance: Dataset, cells: np.ndarray, syntax: str, path: Path) -> None
     dcmwrite(path, instance, enforce_file_format=True)
 
 
-@pytest.fixture(scope="module")
-def decoder():
-    with Decoder() as decoder:
-        yield decoder
-
-
 def frames_of(path: Path, decoder: Decoder):
     decoder.probe(path)
     instance = read_instance(path)

@@ -15,7 +15,6 @@ from pydicom import dcmread, dcmwrite
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from medenhance_dicom import prepare
-from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.enhance import Enhancement, InstanceResult
 from medenhance_dicom.gate import Thresholds
 from medenhance_dicom.identity import recorded_digests, replaced_uid
@@ -27,12 +26,6 @@ from tests import synthetic
 NOON = datetime(2025, 1, 2, 12, tzinfo=UTC)
 
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="openvino is not installed")
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    with Decoder() as decoder:
-        yield decoder
 
 
 @pytest.fixture

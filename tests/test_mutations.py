@@ -22,7 +22,6 @@ from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 
 from medenhance_dicom.attributes import attributes_of
-from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.derive import PixelSummary, derive_instance
 from medenhance_dicom.frames import pixel_format, stored_frame
 from medenhance_dicom.identity import (
@@ -352,12 +351,6 @@ def test_a_released_object_is_what_its_source_gives(name, folder):
 
 
 # ------------------------------------------------------------------------------------------------ pixels, files
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    with Decoder() as decoder:
-        yield decoder
 
 
 def written(folder, provenance=FULL, **attributes):

@@ -5,18 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.frames import stored_frame
 from medenhance_dicom.part10 import read_instance
 from medenhance_dicom.transfer_syntaxes import STORED, coding_of
 from tests.lossless import COMBINATIONS, ENCODERS, make, pixels
 from tests.streams import SYNTAX
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    with Decoder() as decoder:
-        yield decoder
 
 
 def found(decoder, path, combination):

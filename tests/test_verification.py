@@ -15,7 +15,6 @@ from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, RLELossless
 from typer.testing import CliRunner
 
 from medenhance_dicom.cli import app
-from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.identity import seal
@@ -40,12 +39,6 @@ def write(folder, name="OP8", **attributes):
     target = folder / "out" / derived.StudyInstanceUID / derived.SeriesInstanceUID / f"{derived.SOPInstanceUID}.dcm"
     write_instance(derived, folder / "pixels", target)
     return folder / "source.dcm", target
-
-
-@pytest.fixture(scope="module")
-def decoder():
-    with Decoder() as decoder:
-        yield decoder
 
 
 @pytest.fixture

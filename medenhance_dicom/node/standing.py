@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from medenhance_dicom.attributes import IDENTITY
 from medenhance_dicom.errors import InputError
@@ -14,6 +13,7 @@ from medenhance_dicom.identity import header_digest, object_digest, recorded_dig
 from medenhance_dicom.part10 import looks_like_dicom, read_instance
 from medenhance_dicom.signature import signature_of
 from medenhance_dicom.sop_classes import is_own_derived
+from medenhance_dicom.targets import is_encoded_as_ours
 from medenhance_dicom.verify import pixel_digest
 
 _BLOCK = 1 << 20
@@ -107,9 +107,7 @@ def _says_something(path: Path) -> bool:
 
 def _has_its_pixels(path: Path, instance: Dataset) -> bool:
     """Whether a derived object of ours is encoded as it was, and has the Pixel Data whose digest it records."""
-    meta = instance.file_meta
-    named = (meta.get("TransferSyntaxUID"), meta.get("MediaStorageSOPInstanceUID"))
-    if named != (ExplicitVRLittleEndian, instance.get("SOPInstanceUID")):
+    if not is_encoded_as_ours(instance):
         return False
     return pixel_digest(path, instance) == recorded_digests(instance).get("pixels", "")
 
