@@ -47,7 +47,7 @@ OURS = frozenset(
         *("LossyImageCompressionRatio", "OriginalAttributesSequence"),
     }
 )
-"""Not taken over from the source, or (the ratio) estimated from its file, so not in the header's digest. The derived
+"""Not taken over from the source, or (the ratio) said of one encoding of it, so not in the header's digest. The derived
 Series Instance UID is in it: it stands for the source's."""
 
 _MARKED = ("recipe", "weights", "guide", "pixels", "source", "header", "object")

@@ -206,7 +206,7 @@ def own_equipment_item(provenance: Provenance, pixel_digest: str, zone_time: dat
 
 
 def contribution_description(provenance: Provenance, marks: dict[str, str], recorded: dict[str, str]) -> str:
-    """Contribution Description (0018,A00E) of our item, at most 1024 characters with the object's digest behind it.
+    """Contribution Description (0018,A003) of our item, at most 1024 characters with the object's digest behind it.
 
     Args:
         provenance: How the pixels came about.
