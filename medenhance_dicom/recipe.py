@@ -84,8 +84,9 @@ class ResolutionRecipe(_Part):
     """whole: the frame at its own size; pyramid: at working_size, the source's fine levels kept."""
     working_size: Annotated[int, Field(ge=32, le=8192)] | None = None
     """Longest side that the enhancer sees."""
-    padding: Literal["reflect", "black"] = "reflect"
-    """What fills the frame up to the enhancer's size multiple; black for pictures with a black surround."""
+    padding: Literal["reflect", "black", "field"] = "reflect"
+    """What fills the frame up to the enhancer's size multiple; black for pictures with a black surround; field: what
+    the masks leave out is continued from the field's own edge before the enhancer sees it."""
     gain_bound: Annotated[float, Field(ge=1, le=8)] = 2.0
     """The source's fine levels are scaled by at most this factor, up or down."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import binary_erosion
 from skimage import data
 
 from medenhance_dicom.conventional import Clahe, Identity
@@ -125,7 +126,41 @@ def test_no_rim_appears_along_the_field_s_edge():
     inside = (y - 200) ** 2 + (x - 200) ** 2 < 180**2
     frame = np.where(inside, 0.4, 0.0)[..., None].astype(np.float32)
     after = enhance_pyramid(frame, Spy(lambda s: np.where(s > 0.35, s + 0.2, s)), 64, inside=inside)
-    np.testing.assert_allclose(after[inside], 0.6, atol=0.02)
+    deep = (y - 200) ** 2 + (x - 200) ** 2 < 175**2
+    np.testing.assert_allclose(after[deep], 0.6, atol=0.02)
+    ring = (after - frame)[inside & ~deep]
+    assert ring.min() > 0
+    assert ring.max() < 0.22
+
+
+@pytest.mark.parametrize("way", [enhance_whole, lambda f, e, **k: enhance_pyramid(f, e, 200, **k)])
+def test_the_enhancer_sees_no_surround_and_no_rim_where_the_field_is_continued(way):
+    y, x = np.ogrid[:400, :420]
+    inside = (y - 200) ** 2 + (x - 210) ** 2 < 180**2
+    inside &= ~((abs(y - 200) < 10) & (abs(x - 210) < 40))  # writing upon the picture
+    shade = np.broadcast_to(0.3 + 0.4 * x / 420, inside.shape)
+    frame = np.where(inside, shade, np.where(y < 200, 0.0, 1.0))[..., None].astype(np.float32)
+    seen = []
+    spy = Spy(lambda s: (seen.append(s), s * 0.5)[1], EnhancerSpec(channels=None, multiple=64))
+    after = way(frame, spy, inside=inside, padding="field")
+    (picture,) = seen
+    assert 0.29 < picture.min() < picture.max() < 0.71
+    steps = max(np.abs(np.diff(picture, axis=axis)).max() for axis in (1, 2))
+    assert steps < 0.02
+    np.testing.assert_array_equal(after[~inside], frame[~inside])
+    deep = binary_erosion(inside, iterations=6)
+    np.testing.assert_allclose(after[deep], frame[deep] * 0.5, atol=0.01)
+    change = np.abs(after - frame)[..., 0]
+    assert max(np.abs(np.diff(change, axis=axis)).max() for axis in (0, 1)) < 0.15  # of .35: it fades
+
+
+def test_what_is_outside_has_no_part_in_the_result_where_the_field_is_continued():
+    rng = np.random.default_rng(1)
+    y, x = np.ogrid[:150, :130]
+    inside = (y - 75) ** 2 + (x - 65) ** 2 < 60**2
+    frames = np.where(inside[..., None], 0.5, rng.random((2, 150, 130, 3))).astype(np.float32)
+    after = enhance_pyramid(frames, Spy(lambda s: s / s.max()), 64, inside=np.stack([inside, inside]), padding="field")
+    np.testing.assert_array_equal(after[0][inside], after[1][inside])
 
 
 def test_grey_frames_go_through_a_colour_enhancer_and_come_back_grey():

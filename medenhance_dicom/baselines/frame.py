@@ -12,7 +12,7 @@ from scipy.ndimage import find_objects
 
 from medenhance_dicom.conventional import FLAT, FrameByFrame, luminance
 from medenhance_dicom.enhancer import EnhancerSpec
-from medenhance_dicom.pyramid import fill_outside
+from medenhance_dicom.field_edge import fill_outside
 
 Unit = NDArray[np.float32]
 Picture = NDArray[np.float64]
