@@ -6,6 +6,7 @@ from medenhance_dicom.metrics.brisque import SupportVectors, brisque, brisque_fe
 from medenhance_dicom.metrics.detail import average_gradient, entropy
 from medenhance_dicom.metrics.distribution import fid, frechet_distance, kid
 from medenhance_dicom.metrics.fidelity import psnr, ssim
+from medenhance_dicom.metrics.fundus import FundusField, GoodColours, fit_colours, load_colours, save_colours
 from medenhance_dicom.metrics.grading import GradingScores, grading_scores, scores_of_counts
 from medenhance_dicom.metrics.location import LocationScores, field_radius, location_distance, location_scores
 from medenhance_dicom.metrics.niqe import NaturalScenes, fit_niqe, niqe
@@ -17,6 +18,8 @@ from medenhance_dicom.metrics.signal import signal_to_noise
 from medenhance_dicom.metrics.significance import PairedComparison, bootstrap_interval, compare_paired, holm
 
 __all__ = [
+    "FundusField",
+    "GoodColours",
     "GradingScores",
     "LocationScores",
     "Metric",
@@ -36,12 +39,14 @@ __all__ = [
     "entropy",
     "fid",
     "field_radius",
+    "fit_colours",
     "fit_niqe",
     "frechet_distance",
     "grading_scores",
     "holm",
     "kid",
     "load_brisque",
+    "load_colours",
     "load_niqe",
     "location_distance",
     "location_scores",
@@ -49,6 +54,7 @@ __all__ = [
     "niqe",
     "piqe",
     "psnr",
+    "save_colours",
     "save_niqe",
     "scores_of_counts",
     "segmentation_scores",

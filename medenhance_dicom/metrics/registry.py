@@ -20,6 +20,7 @@ from medenhance_dicom.metrics.brisque import brisque
 from medenhance_dicom.metrics.detail import average_gradient, entropy
 from medenhance_dicom.metrics.distribution import Features, fid, kid, load_encoder
 from medenhance_dicom.metrics.fidelity import psnr, ssim
+from medenhance_dicom.metrics.fundus import FundusField, load_colours
 from medenhance_dicom.metrics.grading import GradingScores, grading_scores
 from medenhance_dicom.metrics.location import field_radius, location_distance, location_scores
 from medenhance_dicom.metrics.lpips import load_lpips
@@ -109,7 +110,7 @@ def build_metrics(ids: Iterable[str], models: Mapping[str, Path] | None = None) 
     Args:
         ids: Keys of `metric_ids`.
         models: Files by name: `niqe`, `brisque` with `brisque-ranges`, `features` (a guide encoder, for KID and FID),
-            `lpips`, `s_hq`.
+            `lpips`, `s_hq`, `good-colours`.
 
     Raises:
         RecipeError: An unknown id or name of a file.
@@ -196,6 +197,11 @@ def _seg(field: str, tolerance: int, s: Sample) -> float:
     return float(getattr(_segmentation(s, tolerance), field))
 
 
+@lru_cache(maxsize=1)  # several scores of one comparison
+def _fundus(s: Sample) -> FundusField:
+    return FundusField(s.source, _there(s.inside))
+
+
 def _graded(samples: Sequence[Sample]) -> GradingScores:
     pairs = [(s.grade, s.graded) for s in samples if s.grade is not None and s.graded is not None]
     return grading_scores([true for true, _ in pairs], [predicted for _, predicted in pairs])
@@ -217,6 +223,7 @@ def _distance_with_misses(samples: Sequence[Sample]) -> float:
 
 
 _NOTHING: frozenset[str] = frozenset()
+_INSIDE = frozenset({"inside"})
 _TARGET, _MASK, _SEGMENTED = frozenset({"target"}), frozenset({"truth_mask"}), frozenset({"segmented", "truth_mask"})
 _GRADED, _FOUND = frozenset({"grade", "graded"}), frozenset({"point", "found"})
 _SEG_FIELDS = {
@@ -267,6 +274,30 @@ _FIXED: dict[str, _Entry] = {
     "lassim@l3": _Entry(
         "LaSSIM of Laplacian level 3 to the source: how much of its structure is kept", "LaSSIM to source", "neither",
         "", _NOTHING, lambda s: _lassim(s.result, s.source),
+    ),
+    "unevenness": _Entry(
+        "colour fundus: deviation over mean of the light's low-pass", "unevenness", "neither", "", _INSIDE,
+        lambda s: _fundus(s).unevenness(s.result),
+    ),
+    "vessel-depth": _Entry(
+        "colour fundus: mean depth in green of what is deepest in the source", "vessel depth", "higher", "", _INSIDE,
+        lambda s: _fundus(s).vessel_depth(s.result),
+    ),
+    "contrast-to-noise": _Entry(
+        "colour fundus: vessel depth over the finest noise between the vessels", "CNR", "higher", "", _INSIDE,
+        lambda s: _fundus(s).contrast_to_noise(s.result),
+    ),
+    "chroma-spread": _Entry(
+        "colour fundus: mean deviation of low-pass a* and b*", "chroma spread", "neither", "", _INSIDE,
+        lambda s: _fundus(s).chroma_spread(s.result),
+    ),
+    "chroma-added": _Entry(
+        "colour fundus: mean deviation of the change in low-pass a* and b*", "chroma added", "neither", "", _INSIDE,
+        lambda s: _fundus(s).chroma_added(s.result),
+    ),
+    "colour-shift": _Entry(
+        "colour fundus: distance of the mean (a*, b*) from the source's", "colour shift", "neither", "", _INSIDE,
+        lambda s: _fundus(s).colour_shift(s.result),
     ),
     **{
         f"seg-{name}@tol{t}": _Entry(
@@ -336,6 +367,11 @@ def _load_mcf(path: Path) -> tuple[str, Callable[[Sample], float]]:
     return id_, lambda s: score(s.result, s.inside)
 
 
+def _load_colours(path: Path) -> tuple[str, Callable[[Sample], float]]:
+    good = load_colours(path)
+    return good.id, lambda s: _fundus(s).colour_distance(s.result, good)
+
+
 def _load_distance(
     name: str, distance: Callable[[NDArray[np.float64], NDArray[np.float64]], float], path: Path
 ) -> tuple[str, Callable[[Sequence[Sample]], float]]:
@@ -369,6 +405,9 @@ _FAMILIES: dict[str, _Family] = {
     "s_hq": _Family("s_HQ", "higher", ("s_hq",), _load_mcf, {
         "mcf:<12 hex>": "what EyeQ's MCF-Net gives for a good fundus photograph",
     }),
+    "colour-distance": _Family("colour z", "lower", ("good-colours",), _load_colours, {
+        "<12 hex>": "colour fundus: mean distance of low-pass L*, a*, b* from good pictures', in their spreads",
+    }, _INSIDE),
     "kid": _Family("KID", "lower", ("features",), partial(_load_distance, "kid", kid), {
         "encoder:<12 hex>": "KID of results to targets, on features of a guide encoder",
     }, _TARGET, SetMetric),
