@@ -30,7 +30,8 @@ from safetensors.torch import load_file
 from medenhance_dicom.lassim import lassim
 from medenhance_dicom.metrics import segmentation_scores
 from medenhance_dicom.training.checkpoint import load_checkpoint
-from medenhance_dicom.training.data import TrainingPictures, list_pictures, to_batch
+from medenhance_dicom.training.choosing import list_pictures
+from medenhance_dicom.training.data import TrainingPictures, to_batch
 from medenhance_dicom.training.fit import METHODS
 from medenhance_dicom.training.method import psnr
 from medenhance_dicom.training.recipe import Pictures, Task, TrainingRecipe, load_training_recipe

@@ -26,7 +26,8 @@ from medenhance_dicom.guiding import make_guide
 from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.prepare import prepare_recipe
 from medenhance_dicom.recipe import Recipe, load_recipes, pipelines_folder
-from medenhance_dicom.training.data import list_pictures, load_picture
+from medenhance_dicom.training.choosing import list_pictures
+from medenhance_dicom.training.data import load_picture, unit
 from medenhance_dicom.training.degradation import DEGRADATIONS
 from medenhance_dicom.training.recipe import TrainingRecipe, load_training_recipe
 
@@ -38,8 +39,8 @@ def low_pictures(root: Path, recipe: TrainingRecipe, count: int) -> list[np.ndar
     paths = [path for table in tables for path in list_pictures(root, table)]
     units = []
     for i in np.linspace(0, len(paths) - 1, count).round().astype(int):
-        unit = load_picture(paths[i], data.channels, data.size).astype(np.float32) / 255
-        units.append(unit if real else DEGRADATIONS[data.degradation](unit, np.random.default_rng((17, int(i)))))
+        shown = unit(load_picture(paths[i], data.channels, data.size))
+        units.append(shown if real else DEGRADATIONS[data.degradation](shown, np.random.default_rng((17, int(i)))))
     return units
 
 
@@ -57,14 +58,14 @@ def measure(key: str, recipe: Recipe, training: TrainingRecipe, root: Path, coun
         for name, guide in made.items()
     }
     rows = []
-    for unit in low_pictures(root, training, count):
-        inside = prepared["all"].region(unit, None)
-        out = {name: 255 * p.enhance_picture(unit)[inside].astype(np.float64) for name, p in prepared.items()}
+    for shown in low_pictures(root, training, count):
+        inside = prepared["all"].region(shown, None)
+        out = {name: 255 * p.enhance_picture(shown)[inside].astype(np.float64) for name, p in prepared.items()}
         single = [out[name] for name in out if name != "all"]
         rows.append((
             max(rms(a - b) for a, b in combinations(single, 2)),
             max(rms(a - out["all"]) for a in single),
-            rms(out["all"] - 255 * unit[inside]),
+            rms(out["all"] - 255 * shown[inside]),
         ))  # fmt: skip
     table = np.array(rows)
     names = ("ten", "one", "change")

@@ -31,7 +31,7 @@ from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.masks import field_of_view
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe
 from medenhance_dicom.recipe import Recipe, load_recipes
-from medenhance_dicom.training.data import list_pictures
+from medenhance_dicom.training.choosing import list_pictures
 from medenhance_dicom.training.degradation import degrade_endoscopy, degrade_fundus
 from medenhance_dicom.training.recipe import Pictures
 

@@ -669,6 +669,7 @@ def train(
     """Train a network; resumable to the step."""
     import tomllib
 
+    from medenhance_dicom.dicom_pictures import DicomPictures
     from medenhance_dicom.recipe import pipelines_folder
 
     try:
@@ -694,7 +695,7 @@ def train(
         try:
             best = fit(
                 loaded, data_root=root, run=folder, device=device, devices=devices, nodes=nodes,
-                precision=precision, resume=resume, report=tell,
+                precision=precision, resume=resume, report=tell, dicom=DicomPictures(),
             )  # fmt: skip
         except KeyboardInterrupt:
             print("interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)

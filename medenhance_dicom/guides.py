@@ -27,6 +27,7 @@ from medenhance_dicom.conventional import luminance
 from medenhance_dicom.errors import InputError, ModelError, OutputError
 from medenhance_dicom.manifest import Manifest, WeightsEntry, load_guide_encoder, models_folder
 from medenhance_dicom.masks import field_of_view
+from medenhance_dicom.placement import reduced, squared
 
 __all__ = [
     "Guide",
@@ -204,6 +205,8 @@ def read_picture(path: Path) -> Unit:
     """
     try:
         with Image.open(path) as opened:
+            if opened.mode == "F":
+                raise InputError(f"{path}: a picture of floating-point values, whose range nothing tells")
             if opened.mode.startswith("I"):
                 return (np.asarray(opened, dtype=np.float32)[..., None] / np.float32(65535)).clip(0, 1)
             grey = opened.mode in ("1", "L", "LA")
@@ -249,8 +252,8 @@ def encode_guide(
     size = entry.guide_encoder.size
     vectors, sources = [], []
     for picture in pictures:
-        small = _reduced(_with_channels(picture, entry.input.channels), size)
-        batch = torch.from_numpy(_on_black(small, size)).permute(2, 0, 1)[None].contiguous()
+        small = reduced(_with_channels(picture, entry.input.channels), size)
+        batch = torch.from_numpy(squared(small, size)).permute(2, 0, 1)[None].contiguous()
         with torch.inference_mode():
             vectors.append(encoder(batch)[0].double().numpy())
         sha256 = hashlib.sha256(np.ascontiguousarray(picture, dtype=np.float32).tobytes()).hexdigest()
@@ -270,24 +273,6 @@ def _with_channels(picture: Unit, channels: int) -> Unit:
     if np.ptp(picture, axis=2).max() == 0:  # grey, stored as colour
         return picture[..., :1]
     raise ModelError("a colour picture cannot lead weights for grey pictures")
-
-
-def _reduced(picture: Unit, size: int) -> Unit:
-    """The longer side brought to `size` by area means, as training brings it."""
-    height, width = picture.shape[:2]
-    scale = size / max(height, width)
-    shape = max(1, round(width * scale)), max(1, round(height * scale))
-    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(picture, 2, 0)]
-    return np.stack([np.asarray(plane.resize(shape, Image.Resampling.BOX)) for plane in planes], axis=2)
-
-
-def _on_black(picture: Unit, size: int) -> Unit:
-    """In the middle of a black square."""
-    height, width, channels = picture.shape
-    square = np.zeros((size, size, channels), np.float32)
-    top, left = (size - height) // 2, (size - width) // 2
-    square[top : top + height, left : left + width] = picture
-    return square
 
 
 # ---------------------------------------------------------------------------------------------------- files and folders

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medenhance_dicom import frames, masks
+from medenhance_dicom import masks
 from medenhance_dicom.decoding import Decoder
+from medenhance_dicom.dicom_pictures import Readable, readable
 from medenhance_dicom.errors import FrameError, InputError, ModelError, RecipeError, UnsupportedInstanceError
 from medenhance_dicom.guides import (
     PICTURE_SUFFIXES,
@@ -26,21 +27,15 @@ from medenhance_dicom.guides import (
     read_picture,
 )
 from medenhance_dicom.manifest import Manifest, load_manifest
-from medenhance_dicom.part10 import read_instance
 from medenhance_dicom.prepare import prepare_recipe
 from medenhance_dicom.recipe import EnhancerRecipe, Recipe, ResolutionRecipe, load_recipes
 from medenhance_dicom.report import UNREADABLE, Outcome
 from medenhance_dicom.selection import (
     Settings,
-    choose_recipes,
     facts_of,
     outcome_of,
-    read_members,
-    recipes_of,
     weights_wrong_kind,
 )
-from medenhance_dicom.series import Member
-from medenhance_dicom.unit_frames import SeriesIntensity, unit_frame
 
 
 @dataclass(frozen=True)
@@ -72,36 +67,32 @@ def read_pictures(paths: Iterable[Path], settings: Settings) -> Iterator[Picture
             unit = read_picture(file)
             yield Picture(str(file), unit, np.ones(unit.shape[:2], bool))
     others = [path for path in paths if path.is_dir() or path.suffix.lower() not in PICTURE_SUFFIXES]
-    recipes = recipes_of(settings)
     with tempfile.TemporaryDirectory(prefix="medenhance-") as folder, Decoder(limits=settings.limits) as decoder:
-        found = read_members(others, Path(folder), decoder, settings, recipes)
-        for item in choose_recipes(found, recipes, settings, load_manifest()):
+        for item in readable(others, Path(folder), decoder, settings):
             if isinstance(item, Outcome):
                 if Path(item.source).suffix.lower() not in PICTURE_SUFFIXES:
                     yield item
                 continue
-            series, recipe = item
-            maps = SeriesIntensity(series, recipe, decoder, settings.limits)
-            for member in series.members:
-                try:
-                    yield _picture(member, maps, recipe)
-                except InputError as error:
-                    yield outcome_of(member, "failed", f"{UNREADABLE}: {error}")
-                except UnsupportedInstanceError as error:
-                    yield outcome_of(member, "skipped", str(error))
-                except FrameError as error:
-                    yield outcome_of(member, "failed", str(error))
+            try:
+                yield _picture(item)
+            except InputError as error:
+                yield outcome_of(item.member, "failed", f"{UNREADABLE}: {error}")
+            except UnsupportedInstanceError as error:
+                yield outcome_of(item.member, "skipped", str(error))
+            except FrameError as error:
+                yield outcome_of(item.member, "failed", str(error))
 
 
-def _picture(member: Member, maps: SeriesIntensity, recipe: Recipe) -> Picture:
+def _picture(found: Readable) -> Picture:
+    member, recipe = found.member, found.recipe
+
     def region(unit: NDArray[np.float32], padding: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
         inside = masks.field_of_view(unit, recipe.mask.field_of_view)
         return inside if padding is None else inside & ~padding
 
-    instance = read_instance(member.located.path, limits=maps.limits)
-    frame = unit_frame(member, instance, frames.pixel_format(instance), 0, maps, region)
-    facts = facts_of(member.instance)
-    return Picture(member.located.name, frame.unit, frame.enhance_here, instance.get("Modality"), recipe, facts)
+    frame = found.first_frame(region)
+    modality = frame.instance.get("Modality")
+    return Picture(member.located.name, frame.unit, frame.enhance_here, modality, recipe, facts_of(member.instance))
 
 
 def make_guide(

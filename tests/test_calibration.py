@@ -15,12 +15,13 @@ from medenhance_dicom.calibration.commands import calibrate as command
 from medenhance_dicom.calibration.honest import METHODS, SOURCES, conventional
 from medenhance_dicom.calibration.limits import conformal_quantile, fit_limits
 from medenhance_dicom.calibration.measuring import HONEST, Conventional, measure
-from medenhance_dicom.calibration.pictures import Sample, digest_of, find_pictures, group_of, split
+from medenhance_dicom.calibration.pictures import Sample, digest_of, find_pictures, split
 from medenhance_dicom.calibration.resampling import Patients
 from medenhance_dicom.errors import InputError, ModelError
 from medenhance_dicom.gate import CHECKS, FrameScores
 from medenhance_dicom.manifest import GateEntry, Manifest, load_limits, load_manifest, verify_all
 from medenhance_dicom.metrics import auroc
+from medenhance_dicom.training.choosing import group_of
 from medenhance_dicom.verdicts import excess_of
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,11 @@ import numpy as np
 
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.guides import PICTURE_SUFFIXES
+from medenhance_dicom.training.choosing import group_of
 
-__all__ = ["Folder", "Sample", "digest_of", "find_pictures", "group_of", "split", "unseen"]
+__all__ = ["Folder", "Sample", "digest_of", "find_pictures", "split", "unseen"]
 
 NOT_PICTURES = {"masks", "vessels"}
-FAMILIES = (re.compile(r"(seq\d+)_\d+"), re.compile(r"(sh)_\d+"), re.compile(r"(Image_\d+)[LR]"))
-"""Frames of one sequence, frames of one eye, both eyes of one child."""
-CVC = (1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298, 318, 343, 364, 384, 409, 429, 448, 467,
-       479, 504, 529, 547, 572, 592)  # fmt: skip
-"""First frame of each of CVC-ClinicDB's 29 sequences, as its README lists them."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +52,6 @@ def find_pictures(folders: Sequence[Path]) -> list[Sample]:
             raise InputError(f"{folder}: no pictures")
         samples += [Sample(path, f"{folder.resolve()}:{group_of(path)}") for path in found]
     return samples
-
-
-def group_of(path: Path) -> str:
-    """The patient or sequence that a file name tells, else the name itself.
-
-    >>> [group_of(Path(name)) for name in ("seq3_017.png", "Image_02L.jpg", "csdi_003.jpg", "cvc_clinicdb_256/60.jpg")]
-    ['seq3', 'Image_02', 'csdi_003', 'cvc 3']
-    """
-    for family in FAMILIES:
-        if match := family.fullmatch(path.stem):
-            return match[1]
-    if path.stem.isdigit() and any(part.startswith("cvc") for part in path.parts):
-        return f"cvc {int(np.searchsorted(CVC, int(path.stem), 'right'))}"
-    return path.stem
 
 
 def unseen(samples: Sequence[Sample], learned: Collection[str]) -> list[Sample]:

@@ -21,6 +21,7 @@ from medenhance_dicom.evaluation.recipe import Data, Grades, Points
 from medenhance_dicom.evaluation.ridges import ridge_centre_lines
 from medenhance_dicom.guides import read_picture
 from medenhance_dicom.masks import field_of_view
+from medenhance_dicom.training.choosing import list_pictures
 from medenhance_dicom.training.recipe import Pictures
 
 Unit = NDArray[np.float32]
@@ -228,8 +229,6 @@ def _picture_files(data: Data, root: Path) -> list[_PictureFile]:
 
 
 def _listed(choices: Sequence[Pictures], root: Path) -> list[Path]:
-    from medenhance_dicom.training.data import list_pictures
-
     return list(dict.fromkeys(path for choice in choices for path in list_pictures(root, choice)))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,164 +11,87 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
+from medenhance_dicom.conventional import luminance
 from medenhance_dicom.errors import RecipeError
-from medenhance_dicom.guides import PICTURE_SUFFIXES
+from medenhance_dicom.guides import PICTURE_SUFFIXES, read_picture
+from medenhance_dicom.placement import Placement, squared
+from medenhance_dicom.training.choosing import Chosen, DicomReader, choose, list_pictures, numbers
 from medenhance_dicom.training.degradation import DEGRADATIONS, Picture, flatten_light, lift_veil
 from medenhance_dicom.training.recipe import Data, Pictures, TrainingRecipe
 
-FULL = np.float32(255)
+Stored = NDArray[np.uint8] | NDArray[np.uint16]
+"""A picture (size, size, C) as it is held in memory."""
 Truth = NDArray[Any]
 """Of a task: a mask (size, size, 1), a place (2,), a level or a quality ()."""
-FUNDUS_FLOOR = 12  # grey level below which a fundus photograph's surround lies
+FUNDUS_FLOOR = 12 / 255  # below which a fundus photograph's surround lies
 
 
-def list_pictures(root: Path, choice: Pictures) -> list[Path]:
-    """The files of one `Pictures` table, sorted by name, numbers in it by value.
-
-    Raises:
-        RecipeError: The folder or the table is missing, or nothing is left.
-    """
-    folder = root / choice.folder
-    files = sorted((p for p in folder.glob(choice.pattern) if p.suffix.lower() in PICTURE_SUFFIXES), key=_by_number)
-    if choice.table:
-        value = read_table(root / choice.table, (choice.column,) if choice.column else ())
-        files = [p for p in files if p.name in value]
-        if choice.column:
-            low = -np.inf if choice.at_least is None else choice.at_least
-            high = np.inf if choice.at_most is None else choice.at_most
-            files = [p for p in files if low <= value[p.name][0] <= high]
-    files = files[round(choice.first * len(files)) : round(choice.last * len(files))]
-    if not files:
-        raise RecipeError(f"{folder}: no pictures match {choice.pattern!r}")
-    return files
-
-
-def read_table(table: Path, columns: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Numbers of a CSV's columns by its `file` column.
-
-    Raises:
-        RecipeError: The table or a column is missing, or a value is no number.
-    """
-    if not table.is_file():
-        raise RecipeError(f"{table}: no such table")
-    with table.open(newline="") as handle:
-        rows = csv.DictReader(handle)
-        for column in ("file", *columns):
-            if column not in (rows.fieldnames or ()):
-                raise RecipeError(f"{table}: no column {column!r}")
-        try:
-            return {row["file"]: tuple(float(row[column]) for column in columns) for row in rows}
-        except (TypeError, ValueError) as error:
-            raise RecipeError(f"{table}: line {rows.line_num}: a value is no number") from error
-
-
-def _by_number(path: Path) -> list[str | int]:
-    # Text and numbers alternate, so that like meets like: frame 9 comes before frame 10.
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a picture of height x width lies in the middle of a square, its longer side being the square's."""
-
-    height: int
-    width: int
-    size: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width inside the square."""
-        scale = self.size / max(self.height, self.width)
-        return max(round(self.height * scale), 1), max(round(self.width * scale), 1)
-
-    @property
-    def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the square that it fills."""
-        (h, w), n = self.shape, self.size
-        top, left = (n - h) // 2, (n - w) // 2
-        return slice(top, top + h), slice(left, left + w)
-
-    def point(self, row: float, column: float) -> tuple[float, float]:
-        """A place in pixels of the picture as fractions of the square; pixel i has its centre at i + 1/2."""
-        (h, w), (rows, columns) = self.shape, self.window
-        y, x = (row + 0.5) * h / self.height + rows.start, (column + 0.5) * w / self.width + columns.start
-        return y / self.size, x / self.size
-
-    def point_back(self, y: float, x: float) -> tuple[float, float]:
-        """The reverse of `point`."""
-        (h, w), (rows, columns) = self.shape, self.window
-        row, column = (y * self.size - rows.start) * self.height / h, (x * self.size - columns.start) * self.width / w
-        return row - 0.5, column - 0.5
-
-
-def squared(picture: Image.Image, channels: int, size: int) -> NDArray[np.uint8]:
-    """A picture as (size, size, C): longer side brought to `size`, the rest filled with black."""
-    place = Placement(picture.height, picture.width, size)
-    height, width = place.shape
-    resized = picture.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BOX)
-    canvas = np.zeros((size, size, channels), np.uint8)
-    canvas[place.window] = np.asarray(resized).reshape(height, width, channels)
-    return canvas
-
-
-def load_picture(path: Path, channels: int, size: int) -> NDArray[np.uint8]:
-    """A picture file as `squared` gives it.
+def load_picture(path: Path, channels: int, size: int) -> Stored:
+    """A picture file as it is learned from: `squared`, of 8 bits where the file has no more, else of 16.
 
     Args:
         path: Picture file.
         channels: 1 or 3.
         size: Side in pixels.
+
+    Raises:
+        InputError: No picture, or a damaged one.
     """
-    with Image.open(path) as opened:
-        return squared(opened, channels, size)
+    return stored(read_picture(path), channels, size)
 
 
-def _load_each(
-    root: Path, choices: Sequence[Pictures], data: Data
-) -> Iterator[tuple[Pictures, Path, NDArray[np.uint8]]]:
-    for choice in choices:
-        for path in list_pictures(root, choice):
-            picture = load_picture(path, data.channels, data.size)
-            bright = picture[picture.max(axis=2) > FUNDUS_FLOOR]
-            if bright.size and bright.mean() / 255 >= choice.minimum_brightness:
-                yield choice, path, picture
+def stored(picture: Picture, channels: int, size: int) -> Stored:
+    """A picture (H, W, 1 or 3) in [0, 1] as (size, size, C), uint8 where nothing is lost by it, else uint16."""
+    few = np.abs(picture * 255 - np.rint(picture * 255)).max() < 1e-3
+    if picture.shape[2] != channels:
+        picture = np.repeat(picture, 3, axis=2) if channels == 3 else luminance(picture)[..., None]
+    square = squared(picture, size).clip(0, 1)
+    return np.rint(square * 255).astype(np.uint8) if few else np.rint(square * 65535).astype(np.uint16)
 
 
-def _load_all(root: Path, choices: Sequence[Pictures], data: Data) -> list[NDArray[np.uint8]]:
-    return [picture for _, _, picture in _load_each(root, choices, data)]
+def unit(picture: Stored) -> Picture:
+    """What `stored` gave, in [0, 1]."""
+    return picture / np.float32(np.iinfo(picture.dtype).max)
 
 
-def _load_labelled(
-    root: Path, choices: Sequence[Pictures], recipe: TrainingRecipe
-) -> list[tuple[NDArray[np.uint8], Truth]]:
-    """Pictures with their truth from the tables: a place (2,) as fractions of the square, or a level, int64."""
-    for choice in choices:
-        if choice.table is None:
-            raise RecipeError(f"task: {choice.folder}: a {recipe.task.kind} task needs a table beside its pictures")
-    tables = {c.table: read_table(root / str(c.table), recipe.task.columns) for c in choices}
-    loaded: list[tuple[NDArray[np.uint8], Truth]] = []
-    for choice, path, picture in _load_each(root, choices, recipe.data):
-        values = tables[choice.table][path.name]
-        if recipe.task.kind == "fovea":
-            with Image.open(path) as opened:
-                place = Placement(opened.height, opened.width, recipe.data.size)
-            row, column = np.mean(np.reshape(values, (2, -1)), axis=1)
-            truth: Truth = np.array(place.point(row, column), np.float32)
-        else:
-            truth = np.array(values[0], np.int64)
-            if truth != values[0] or not 0 <= truth < recipe.task.levels:
-                raise RecipeError(f"{path}: level {values[0]:g} is none of 0 to {recipe.task.levels - 1}")
-        loaded.append((picture, truth))
-    return loaded
+@dataclass(frozen=True)
+class Loaded:
+    """A picture as it is learned from."""
+
+    picture: Stored
+    place: Placement
+    """Where the file's own pixels lie in it."""
+    chosen: Chosen
 
 
-def _load_masks(root: Path, choices: Sequence[Pictures], size: int, dilate: int) -> list[NDArray[np.bool_]]:
-    """Masks (size, size, 1), placed as `load_picture` places their pictures; True where they are above half."""
-    masks = [load_picture(path, 1, size) > 127 for choice in choices for path in list_pictures(root, choice)]
+def _load(root: Path, choice: Pictures, data: Data, dicom: DicomReader | None) -> list[Loaded]:
+    def loaded(one: Chosen, picture: Picture) -> Loaded:
+        height, width = picture.shape[:2]
+        return Loaded(stored(picture, data.channels, data.size), Placement(height, width, data.size), one)
+
+    chosen = choose(root, choice, dicom)
+    instances = {one.path: one for one in chosen if one.path.suffix.lower() not in PICTURE_SUFFIXES}
+    frames = dicom.first_frames(list(instances)) if instances and dicom else ()
+    found = {path: loaded(instances[path], frame) for path, frame in frames}
+    found |= {one.path: loaded(one, read_picture(one.path)) for one in chosen if one.path not in instances}
+    return [
+        found[one.path]
+        for one in chosen
+        if one.path in found and _brightness(found[one.path].picture) >= choice.minimum_brightness
+    ]
+
+
+def _brightness(picture: Stored) -> float:
+    bright = unit(picture)[unit(picture).max(axis=2) > FUNDUS_FLOOR]
+    return float(bright.mean()) if bright.size else -1.0
+
+
+def _masks(root: Path, choices: Sequence[Pictures], size: int, dilate: int) -> list[NDArray[np.bool_]]:
+    """Masks (size, size, 1), placed as their pictures are; True where they are above half."""
+    masks = [unit(load_picture(path, 1, size)) > 0.5 for choice in choices for path in list_pictures(root, choice)]
     return [binary_dilation(m, np.ones((3, 3, 1)), iterations=dilate) for m in masks] if dilate else masks
 
 
@@ -189,36 +110,84 @@ class TrainingPictures:
     `pair_high` aligned, `guide` is any high one, `task_low` has its truth in `task_target`.
     """
 
-    def __init__(self, root: Path, recipe: TrainingRecipe) -> None:
+    def __init__(self, root: Path, recipe: TrainingRecipe, dicom: DicomReader | None = None) -> None:
+        """Load them.
+
+        Args:
+            root: Of the recipe's relative paths.
+            recipe: What is trained.
+            dicom: Reads DICOM files; None: they are an error.
+
+        Raises:
+            RecipeError: A folder or table is missing, or what has to fit together does not.
+            InputError: A picture cannot be read.
+        """
         self.recipe, self.data = recipe, recipe.data
         data, task = recipe.data, recipe.task
-        self.low, self.high = _load_all(root, data.low, data), _load_all(root, data.high, data)
-        self.pairs_low = _load_all(root, data.pairs_low, data)
-        self.pairs_high = _load_all(root, data.pairs_high, data)
-        self.validation_low = _load_all(root, data.validation_low, data)
-        self.validation_high = _load_all(root, data.validation_high, data)
+        self._root, self._dicom = root, dicom
+        self._of_training: set[tuple[str, str]] = set()
+        self.low, self.high = self._all(data.low), self._all(data.high)
+        self.pairs_low, self.pairs_high = self._all(data.pairs_low), self._all(data.pairs_high)
+        self.validation_low = self._all(data.validation_low, learned=False)
+        self.validation_high = self._all(data.validation_high, learned=False)
         if len(self.pairs_low) != len(self.pairs_high):
             raise RecipeError(f"{len(self.pairs_low)} low and {len(self.pairs_high)} high halves do not make pairs")
         self.degrade = DEGRADATIONS.get(data.degradation)
-        self.task = self._with_truth(root, task.pictures, task.masks)
-        self.task_validation = self._with_truth(root, task.validation_pictures, task.validation_masks)
+        self.task = self._with_truth(task.pictures, task.masks)
+        self.task_validation = self._with_truth(task.validation_pictures, task.validation_masks, learned=False)
+
+    def _loaded(self, choices: Sequence[Pictures], *, learned: bool) -> Iterator[Loaded]:
+        """Pictures in the order of the choices.
+
+        Raises:
+            RecipeError: A person or sequence is learned from and validated on, too, where the recipe tells them apart.
+        """
+        for choice in choices:
+            for one in _load(self._root, choice, self.data, self._dicom):
+                if choice.group or choice.part:
+                    whose = (choice.folder, one.chosen.group)
+                    if learned:
+                        self._of_training.add(whose)
+                    elif whose in self._of_training:
+                        what = choice.group or "group"
+                        raise RecipeError(f"{one.chosen.path}: its {what} is learned from and validated on")
+                yield one
+
+    def _all(self, choices: Sequence[Pictures], *, learned: bool = True) -> list[Stored]:
+        return [one.picture for one in self._loaded(choices, learned=learned)]
 
     def _with_truth(
-        self, root: Path, pictures: list[Pictures], masks: list[Pictures]
-    ) -> list[tuple[NDArray[np.uint8], Truth]]:
-        if self.recipe.task.kind != "segmentation":
-            return _load_labelled(root, pictures, self.recipe)
-        loaded = _load_all(root, pictures, self.data)
-        truth = _load_masks(root, masks, self.data.size, self.recipe.task.dilate)
+        self, pictures: list[Pictures], masks: list[Pictures], *, learned: bool = True
+    ) -> list[tuple[Stored, Truth]]:
+        task = self.recipe.task
+        if task.kind != "segmentation":
+            for choice in pictures:
+                if not choice.table:
+                    raise RecipeError(f"task: {choice.folder}: a {task.kind} task needs a table beside its pictures")
+            return [(one.picture, self._truth(one)) for one in self._loaded(pictures, learned=learned)]
+        loaded = self._all(pictures, learned=learned)
+        truth = _masks(self._root, masks, self.data.size, task.dilate)
         if len(loaded) != len(truth):
             raise RecipeError(f"{len(loaded)} pictures of the task and {len(truth)} masks")
         return list(zip(loaded, truth, strict=True))
 
+    def _truth(self, one: Loaded) -> Truth:
+        """From the tables: a place (2,) as fractions of the square, or a level, int64."""
+        task, path = self.recipe.task, one.chosen.path
+        values = numbers(one.chosen.row, task.columns, one.chosen.table)
+        if task.kind == "fovea":
+            row, column = np.mean(np.reshape(values, (2, -1)), axis=1)
+            return np.array(one.place.point(row, column), np.float32)
+        level = np.array(values[0], np.int64)
+        if level != values[0] or not 0 <= level < task.levels:
+            raise RecipeError(f"{path}: level {values[0]:g} is none of 0 to {task.levels - 1}")
+        return level
+
     def unpaired(self, rng: np.random.Generator) -> Batch:
         """`low`, `high`; with them `pair_low`, `pair_high` and the task's where the recipe weighs them."""
         batch = self.recipe.schedule.batch
-        low = [_turn(self.low[i] / FULL, rng) for i in rng.integers(0, len(self.low), batch)]
-        high = [_turn(self.high[i] / FULL, rng) for i in rng.integers(0, len(self.high), batch)]
+        low = [_turn(unit(self.low[i]), rng) for i in rng.integers(0, len(self.low), batch)]
+        high = [_turn(unit(self.high[i]), rng) for i in rng.integers(0, len(self.high), batch)]
         out = {"low": to_batch(low), "high": to_batch(high)}
         if self.recipe.weights.paired:
             out |= self._pairs(rng, batch)
@@ -231,7 +200,7 @@ class TrainingPictures:
         batch = self.recipe.schedule.warm_up_batch
         out = self._pairs(rng, batch)
         if self.recipe.method == "hqgnet":
-            out["guide"] = to_batch([self.high[i] / FULL for i in rng.integers(0, len(self.high), batch)])
+            out["guide"] = to_batch([unit(self.high[i]) for i in rng.integers(0, len(self.high), batch)])
         return out
 
     def both_kinds(self, rng: np.random.Generator) -> Batch:
@@ -239,7 +208,7 @@ class TrainingPictures:
         half = max(self.recipe.schedule.pretrain_batch // 2, 1)
         chosen = [self.low[i] for i in rng.integers(0, len(self.low), half)]
         chosen += [self.high[i] for i in rng.integers(0, len(self.high), half)]
-        return {"pictures": to_batch([_turn(p / FULL, rng) for p in chosen])}
+        return {"pictures": to_batch([_turn(unit(p), rng) for p in chosen])}
 
     def of_task(self, rng: np.random.Generator) -> Batch:
         """`task_low` and `task_target`, whatever the task."""
@@ -262,24 +231,24 @@ class TrainingPictures:
         kinds = [alone and i % 2 == 0 for i in range(batch)]
         chosen = [p[int(rng.integers(0, len(p)))] for p in (self.high if high else self.low for high in kinds)]
         target = torch.tensor([float(high or not alone) for high in kinds])
-        return {"task_low": to_batch([_turn(p / FULL, rng) for p in chosen]), "task_target": target}
+        return {"task_low": to_batch([_turn(unit(p), rng) for p in chosen]), "task_target": target}
 
     def task_item(self, i: int, rng: np.random.Generator) -> tuple[Picture, Truth]:
         """Picture i of the task in [0, 1], by chance degraded, and its truth, turned alike."""
         picture, truth = self.task[i]
-        unit = (picture / FULL).astype(np.float32)
+        shown = unit(picture)
         if self.degrade and rng.random() < self.recipe.task.degraded_fraction:
-            unit = self.degrade(unit, rng)
+            shown = self.degrade(shown, rng)
         seed = rng.integers(0, 2**32)
-        unit, again = _turn(unit, np.random.default_rng(seed)), np.random.default_rng(seed)
+        shown, again = _turn(shown, np.random.default_rng(seed)), np.random.default_rng(seed)
         if truth.ndim == 3:
-            return unit, _turn(truth.astype(np.float32), again)
-        return unit, _turn_place(truth, again) if truth.ndim == 1 else truth
+            return shown, _turn(truth.astype(np.float32), again)
+        return shown, _turn_place(truth, again) if truth.ndim == 1 else truth
 
     def _task_items(self, rng: np.random.Generator) -> tuple[Tensor, list[Truth]]:
         drawn = rng.integers(0, len(self.task), self.recipe.task.batch)
         items = [self.task_item(int(i), rng) for i in drawn]
-        return to_batch([unit for unit, _ in items]), [truth for _, truth in items]
+        return to_batch([picture for picture, _ in items]), [truth for _, truth in items]
 
     def _pairs(self, rng: np.random.Generator, batch: int) -> Batch:
         halves = [self._pair(rng) for _ in range(batch)]
@@ -289,11 +258,11 @@ class TrainingPictures:
         data = self.data
         targets = self.pairs_high or self.high
         i = int(rng.integers(0, len(targets)))
-        low = high = (targets[i] / FULL).astype(np.float32)
+        low = high = unit(targets[i])
         if rng.random() < data.unchanged_fraction:
             pass
         elif rng.random() < data.relit_fraction:
-            low = (self.low[int(rng.integers(0, len(self.low)))] / FULL).astype(np.float32)
+            low = unit(self.low[int(rng.integers(0, len(self.low)))])
             high = lift_veil(flatten_light(low, 0.85, detail=1.8), 0.5)
         elif self.degrade and (not self.pairs_low or rng.random() < data.degraded_fraction):
             if data.channels == 3:
@@ -302,7 +271,7 @@ class TrainingPictures:
             low = self.degrade(high, rng)
             high = flatten_light(high, data.flatten) if data.flatten else high
         else:
-            low = (self.pairs_low[i] / FULL).astype(np.float32)
+            low = unit(self.pairs_low[i])
         seed = rng.integers(0, 2**32)
         return _turn(low, np.random.default_rng(seed)), _turn(high, np.random.default_rng(seed))
 
@@ -311,9 +280,9 @@ class TrainingPictures:
         """Fixed (low, high) pairs, each (1, C, H, W) in [-1, 1]."""
         pairs = []
         for i, target in enumerate(self.validation_high):
-            low = high = (target / FULL).astype(np.float32)
+            low = high = unit(target)
             if self.validation_low:
-                low = (self.validation_low[i] / FULL).astype(np.float32)
+                low = unit(self.validation_low[i])
             elif self.degrade and i % 6:
                 low = self.degrade(high, np.random.default_rng((7, i)))
             pairs.append((to_batch([low]), to_batch([high])))
@@ -326,11 +295,11 @@ class TrainingPictures:
         """
         if self.recipe.task.kind == "quality":
             kinds = ((self.validation_high, 1), (self.validation_low, 0))
-            judged = [(to_batch([p / FULL]), np.array(high, np.float32)) for side, high in kinds for p in side]
+            judged = [(to_batch([unit(p)]), np.array(high, np.float32)) for side, high in kinds for p in side]
             return [(x, x, truth) for x, truth in judged]
         triples = []
         for i, (picture, truth) in enumerate(self.task_validation):
-            good = (picture / FULL).astype(np.float32)
+            good = unit(picture)
             poor = self.degrade(good, np.random.default_rng((13, i))) if self.degrade else good
             triples.append((to_batch([good]), to_batch([poor]), truth[..., 0] if truth.ndim == 3 else truth))
         return triples

@@ -19,6 +19,7 @@ from torch import nn
 
 from medenhance_dicom.errors import ModelError
 from medenhance_dicom.training.checkpoint import half_precision, load_checkpoint, save_checkpoint, save_weights
+from medenhance_dicom.training.choosing import DicomReader
 from medenhance_dicom.training.cycle import CycleMethod
 from medenhance_dicom.training.data import Batch, TrainingPictures
 from medenhance_dicom.training.diary import Diary
@@ -57,6 +58,7 @@ def fit(
     precision: str = "bf16-mixed",
     resume: bool = False,
     report: Report | None = None,
+    dicom: DicomReader | None = None,
 ) -> Path:
     """Train a recipe.
 
@@ -72,12 +74,14 @@ def fit(
         precision: Lightning Fabric's word for it: "32-true", "bf16-mixed", "16-mixed".
         resume: Go on from `last.safetensors` where there is one.
         report: Called after each step with (steps done, steps in all, loss terms).
+        dicom: Reads folders of DICOM files; None: they are an error.
 
     Returns:
         The path of `best.safetensors`.
 
     Raises:
-        RecipeError: The data is not there.
+        RecipeError: The data is not there, or does not fit the recipe.
+        InputError: A picture cannot be read.
         ModelError: The checkpoint, or the weights to start from, do not load.
     """
     fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, precision=precision)
@@ -85,7 +89,7 @@ def fit(
     torch.set_flush_denormal(True)
     seed = recipe.schedule.seed
     torch.manual_seed(seed)
-    pictures = TrainingPictures(data_root, recipe)
+    pictures = TrainingPictures(data_root, recipe, dicom)
     method = METHODS[recipe.method](recipe, fabric, pictures)
     if recipe.network.start:
         _start_from(recipe.network.start, method.network)

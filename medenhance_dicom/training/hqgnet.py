@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medenhance_dicom.networks.guide_encoder import GuideDecoder, GuideEncoder
 from medenhance_dicom.networks.hqgnet import GUIDE, GuidedNetwork, HQGNetGenerator
-from medenhance_dicom.training.data import Batch, TrainingPictures
+from medenhance_dicom.training.data import Batch, TrainingPictures, to_batch, unit
 from medenhance_dicom.training.discriminators import PatchDiscriminator
 from medenhance_dicom.training.losses import (
     adversarial_loss,
@@ -82,8 +82,8 @@ class HQGNetMethod(Method):
     def runnable(self, network: nn.Module) -> nn.Module:
         """The generator led by one fixed guide: the first high-quality picture."""
         if self._fixed is None:
-            guide = torch.from_numpy(self.pictures.high[0]).permute(2, 0, 1)[None].float() / 127.5 - 1
-            self._fixed = self.guide_vectors(self.fabric.to_device(guide))[0]
+            guide = self.fabric.to_device(to_batch([unit(self.pictures.high[0])]))
+            self._fixed = self.guide_vectors(guide)[0]
         assert isinstance(network, HQGNetGenerator)
         return GuidedNetwork(network, self._fixed)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch.nn import functional as F
 
 from medenhance_dicom.errors import ModelError
-from medenhance_dicom.training.data import FULL, Placement, squared, to_batch
+from medenhance_dicom.placement import Placement
+from medenhance_dicom.training.data import stored, to_batch
+from medenhance_dicom.training.data import unit as shown
 from medenhance_dicom.training.downstream import DownstreamTask, TaskDescription
 from medenhance_dicom.training.quality import QualityTask
 from medenhance_dicom.training.recipe import Kind
@@ -88,12 +89,11 @@ def predict(task: DownstreamTask, unit: NDArray[np.floating]) -> Prediction:
     about = _about(task)
     if unit.ndim != 3 or unit.shape[2] not in (1, 3):
         raise ValueError(f"a picture is (H, W, 1 or 3), not {unit.shape}")
-    pixels = np.clip(np.rint(unit * 255), 0, 255).astype(np.uint8)
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    square = squared(picture, about.picture_channels, about.size)
+    bytes_ = (np.rint(np.clip(unit, 0, 1) * 255) / 255).astype(np.float32)
+    square = shown(stored(bytes_, about.picture_channels, about.size))
     device = next(task.parameters()).device
     with torch.inference_mode():
-        out = task(to_batch([square / FULL]).to(device)).float().cpu()
+        out = task(to_batch([square]).to(device)).float().cpu()
     height, width = unit.shape[:2]
     place = Placement(height, width, about.size)
     if about.kind == "segmentation":

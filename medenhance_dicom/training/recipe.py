@@ -19,23 +19,47 @@ class Pictures(_Table):
     """Which picture files make up one side of the data."""
 
     folder: str
-    """Folder below the data root."""
+    """Folder below the data root, of pictures or of DICOM files."""
     pattern: str = "*"
-    """Glob inside the folder."""
-    table: str | None = None
-    """CSV with a `file` column; only the files that it names are taken."""
+    """Glob inside the folder; where nothing in the folder itself fits, in all folders below it."""
+    table: str | list[str] | None = None
+    """CSV with a `file` column; only the files that it names are taken. Of several the first decides, and the others
+    add columns, which are empty where they lack a file."""
     column: str | None = None
-    """Column of the table that is compared."""
+    """Column of the table that is compared as a number."""
     at_least: float | None = None
     """Keep the rows whose column is at least this."""
     at_most: float | None = None
     """Keep the rows whose column is at most this."""
+    where: dict[str, str | list[str]] = {}
+    """Keep the rows whose column has this text, or one of these: `{ tier = "low" }`."""
+    unless: dict[str, str | list[str]] = {}
+    """Leave out the rows whose column has this text, or one of these."""
+    drop: str | None = None
+    """Leave out the rows in which this column holds something, such as `same_picture_as` of doubles."""
+    group: str | None = None
+    """Column that tells patients or sequences apart. None: the Patient ID of DICOM files, the folder below `folder`
+    that a file lies in, a sequence or person that the names of the sets at hand tell; else every file is its own."""
+    part: Literal["train", "validate", "test"] | None = None
+    """Keep the groups of this part. Where a group lies follows from its name alone, so that no patient is in two parts,
+    whatever else is chosen and in whichever recipe."""
+    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    """Of all groups that each part has, on average."""
     first: float = 0.0
     """Keep the files from this fraction of the sorted list on; sequences lie together in it."""
     last: float = 1.0
     """Keep the files before this fraction of the sorted list."""
     minimum_brightness: float = 0.0
     """Leave out pictures whose field of view is darker than this mean of [0, 1]."""
+
+    @model_validator(mode="after")
+    def _check_table(self) -> Self:
+        named = [name for name in ("column", "where", "unless", "drop", "group") if getattr(self, name)]
+        if named and not self.table:
+            raise ValueError(f"{', '.join(named)}: of which table?")
+        if abs(sum(self.fractions) - 1) > 1e-6 or min(self.fractions) < 0:
+            raise ValueError("fractions: the three do not add up to 1")
+        return self
 
 
 class Data(_Table):
