@@ -43,6 +43,8 @@ from medenhance_dicom.guides import Guide
 from medenhance_dicom.history import History
 from medenhance_dicom.identity import little_endian, name_replaced, replaced_uid
 from medenhance_dicom.manifest import Manifest, load_manifest
+from medenhance_dicom.masks import field_of_view
+from medenhance_dicom.metrics.fundus import Changes, mean_changes, reduced_changes
 from medenhance_dicom.overlays import packed
 from medenhance_dicom.part10 import read_instance, write_document, write_instance
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe, runtime
@@ -184,7 +186,11 @@ class Enhancement:
         if known is None:
             return None
         entry, source = known
-        more: dict[str, Any] = _names(prepared) | {"lassim": entry.lassim, "verdict": entry.verdict}
+        more: dict[str, Any] = _names(prepared) | {
+            "lassim": entry.lassim,
+            "verdict": entry.verdict,
+            "measures": entry.measures,
+        }
         earlier = _still_there(history.written(source, entry.pixels)) if entry.result == "withheld" else None
         if entry.derived is not None:
             target = history.target(entry, source)
@@ -210,7 +216,7 @@ class Enhancement:
         blending = result.blending()
         verdict = settled(verdict, blending)
         values = values_of(verdict, result.scores, prepared.thresholds, mode=settings.gate, blending=blending)
-        names |= {"lassim": verdict.lassim, "verdict": values | result.change()}
+        names |= {"lassim": verdict.lassim, "verdict": values | result.change(), "measures": result.measures()}
         digest, source_digest = result.digest(), result.source_digest()
         nothing: Outcome | None = None
         if result.unchanged() and prepared.method != "identity":
@@ -372,6 +378,7 @@ class InstanceResult:
         self._shares: list[float] = []
         self._overlays: dict[int, list[NDArray[np.bool_]]] = {}
         self._pictures: dict[str, Picture] = {}
+        self._measured: list[Changes] = []
         self._worst, self._started = -1.0, time.monotonic()
 
     def add(self, frame: UnitFrame, after: NDArray[np.float32]) -> None:
@@ -395,6 +402,7 @@ class InstanceResult:
                 self._shares.append(blended.share)
         if self.settings.preview:
             self._draw(frame, shown, released, judged)
+        self._measure(frame, released)
         self.scores.append(scores)
         if frame.shared_map:
             self.shared_range = frame.map.lo, frame.map.hi
@@ -438,6 +446,20 @@ class InstanceResult:
         if not self._shares:
             return None
         return Blending(sum(self._shares) / len(self.scores), len(self._shares), max(self._shares))
+
+    def _measure(self, frame: UnitFrame, released: NDArray[np.float32]) -> None:
+        """Measure a colour photograph of the eye, within its field of view."""
+        if self.instance.get("Modality") != "OP" or frame.unit.shape[2] != 3:
+            return
+        inside = frame.enhance_here
+        if self.prepared.recipe.mask.field_of_view == "none":
+            inside = inside & field_of_view(frame.unit, "ellipse")
+        with contextlib.suppress(ValueError):  # nothing is left of the field within its margin
+            self._measured.append(reduced_changes(frame.unit, released, inside))
+
+    def measures(self) -> dict[str, Any]:
+        """See `Outcome.measures`."""
+        return mean_changes(self._measured)
 
     def _draw(
         self, frame: UnitFrame, after: NDArray[np.float32], released: NDArray[np.float32], judged: FrameScores

@@ -132,6 +132,7 @@ class History:
             reason=outcome.reason,
             lassim=outcome.lassim,
             verdict=outcome.verdict,
+            measures=outcome.measures,
             replaces=outcome.replaces,
             left_behind=outcome.left_behind,
             kept=outcome.kept,

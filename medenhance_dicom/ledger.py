@@ -42,6 +42,7 @@ class Entry:
     reason: str | None = None
     lassim: float | None = None
     verdict: dict[str, Any] = field(default_factory=dict)
+    measures: dict[str, Any] = field(default_factory=dict)
     derived: str | None = None
     """SOP Instance UID of what was derived; None where nothing was."""
     derived_series: str | None = None
@@ -194,6 +195,7 @@ def _is_sound(values: dict[str, Any]) -> bool:
         and values["result"] in get_args(Result)
         and isinstance(values["lassim"], float | int | None)
         and isinstance(values["verdict"], dict)
+        and isinstance(values["measures"], dict)
         and isinstance(values["left_behind"], list)
         and all(_is_text(words) for words in values["left_behind"])
         and (values["derived"] is None or (is_uid(values["derived"]) and is_uid(values["derived_series"] or "")))

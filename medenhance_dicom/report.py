@@ -47,6 +47,9 @@ class Outcome:
     """Of the worst frame."""
     verdict: dict[str, Any] = field(default_factory=dict)
     """As `verdicts.values_of` gives it, with the change in stored values; empty where nothing was judged."""
+    measures: dict[str, Any] = field(default_factory=dict)
+    """Of a colour photograph of the eye (Modality OP): light, contrast and colour before and after, by the ids of
+    `metrics.registry`, at 512 pixels at most, mean over the frames; empty for all others."""
     derived: str | None = None
     derived_sop_instance_uid: str | None = None
     structured_report: str | None = None

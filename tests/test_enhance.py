@@ -23,6 +23,8 @@ from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.enhance import Enhancement
 from medenhance_dicom.errors import ConfigurationError, UnreadableInstanceError
 from medenhance_dicom.identity import derived_instance_uid, recorded_digests
+from medenhance_dicom.masks import field_of_view
+from medenhance_dicom.metrics.fundus import mean_changes, reduced_changes
 from medenhance_dicom.selection import Settings, _require_uid, plan
 from medenhance_dicom.site_keys import create_key, load_public_keys
 from medenhance_dicom.verification.files import verify_files
@@ -54,6 +56,18 @@ def test_every_sample_is_enhanced_but_ct(run):
     assert all(results[n].result == "skipped" and results[n].reason.startswith("CT_OFF") for n in ("slice1", "slice2"))
     assert results["op-cornea.dcm"].weights == "stillgan-cornea-1"
     assert all(o.lassim is not None for o in outcomes if o.derived)
+
+
+def test_colour_photographs_of_the_eye_are_measured(run):
+    _, _, outcomes = run
+    measured = {Path(o.source).name: o.measures for o in outcomes if o.measures}
+    assert list(measured) == ["op-fundus.dcm"]
+    source, derived = (
+        pixel_array(next(getattr(o, path) for o in outcomes if o.measures)) for path in ("source", "derived")
+    )
+    before, after = source / np.float32(255), derived / np.float32(255)
+    wanted = reduced_changes(before, after, field_of_view(before, "ellipse"))
+    assert measured["op-fundus.dcm"] == mean_changes([wanted])
 
 
 def test_derived_objects_are_sound_and_readable_by_others(run):

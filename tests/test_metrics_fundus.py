@@ -21,8 +21,10 @@ from medenhance_dicom.metrics import (
     build_metrics,
     fit_colours,
     load_colours,
+    metric_ids,
     save_colours,
 )
+from medenhance_dicom.metrics.fundus import mean_changes, reduced_changes
 
 
 def photograph(size=512, seed=0, height=None):
@@ -183,3 +185,29 @@ def test_what_cannot_be_measured_says_so():
     assert metric.needs == {"inside"}
     with pytest.raises(ValueError, match="lacks what the metric needs"):
         metric.score(replace(Sample(source=source, result=source), inside=None))
+
+
+def test_changes_are_the_same_reduced_and_told_by_the_metrics_ids():
+    source, inside = photograph(512)
+    result = worse(source, inside)
+    whole, half = FundusField(source, inside).changes(result), reduced_changes(source, result, inside, 256)
+    assert half.unevenness == pytest.approx(whole.unevenness, rel=0.03)
+    assert half.colour_shift == pytest.approx(whole.colour_shift, rel=0.03)
+    assert reduced_changes(source, result, inside) == whole
+    told = mean_changes([whole, half])
+    assert set(told) <= set(metric_ids())
+    assert told["vessel-depth"]["after"] == pytest.approx((whole.vessel_depth[1] + half.vessel_depth[1]) / 2, rel=1e-4)
+    assert told["colour-shift"] == pytest.approx((whole.colour_shift + half.colour_shift) / 2, rel=1e-4)
+
+
+def test_of_changes_what_does_not_exist_is_left_out():
+    source, inside = photograph(128)
+    field = FundusField(source, inside)
+    black = field.changes(np.zeros_like(source))
+    assert black.unevenness[1] == np.inf
+    flat = np.where(inside[..., None], np.float32(0.5), 0) + np.zeros_like(source)
+    assert FundusField(flat, inside).changes(source).contrast_to_noise is None
+    assert set(mean_changes([black, black._replace(contrast_to_noise=None)])) == {
+        "vessel-depth", "chroma-spread", "chroma-added", "colour-shift"
+    }  # fmt: skip
+    assert mean_changes([]) == {}

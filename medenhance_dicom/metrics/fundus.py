@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,13 @@ from scipy.ndimage import distance_transform_cdt
 
 from medenhance_dicom.errors import ModelError
 from medenhance_dicom.metrics.picture import Mask, Unit
+from medenhance_dicom.resampling import area_weights, resample
 from medenhance_dicom.uids import digest_of
 
-__all__ = ["Changes", "FundusField", "GoodColours", "fit_colours", "load_colours", "save_colours"]
+__all__ = [
+    "Changes", "FundusField", "GoodColours", "fit_colours", "load_colours", "mean_changes", "reduced_changes",
+    "save_colours",
+]  # fmt: skip
 
 Plane = NDArray[np.float32]
 Vector = NDArray[np.float64]
@@ -68,7 +72,8 @@ class Changes(NamedTuple):
     unevenness: tuple[float, float]
     """Before, after; as the next three."""
     vessel_depth: tuple[float, float]
-    contrast_to_noise: tuple[float, float]
+    contrast_to_noise: tuple[float, float] | None
+    """None where the source has no quiet ground."""
     chroma_spread: tuple[float, float]
     chroma_added: float
     colour_shift: float
@@ -188,16 +193,14 @@ class FundusField:
         return float(np.mean(np.abs(self.colours(picture) - good.mean) / good.spread))
 
     def changes(self, picture: Unit) -> Changes:
-        """All that needs nothing but the source.
-
-        Raises:
-            ValueError: The source has no ground.
-        """
+        """All that needs nothing but the source."""
         source = self.source
         return Changes(
             unevenness=(self.unevenness(source), self.unevenness(picture)),
             vessel_depth=(self.vessel_depth(source), self.vessel_depth(picture)),
-            contrast_to_noise=(self.contrast_to_noise(source), self.contrast_to_noise(picture)),
+            contrast_to_noise=(
+                (self.contrast_to_noise(source), self.contrast_to_noise(picture)) if self.ground.any() else None
+            ),
             chroma_spread=(self.chroma_spread(source), self.chroma_spread(picture)),
             chroma_added=self.chroma_added(picture),
             colour_shift=self.colour_shift(picture),
@@ -241,6 +244,43 @@ class _Seen:
     def mean_lab(self) -> Vector:
         """(3,), of all pixels inside."""
         return self._lab[1]
+
+
+def reduced_changes(source: Unit, result: Unit, inside: Mask, longest: int = WIDTH) -> Changes:
+    """As `FundusField.changes`, of pictures reduced by area means to sides of at most `longest`: cheap at any size.
+
+    Args:
+        source: (H, W, 3) in [0, 1].
+        result: The same shape.
+        inside: (H, W), the field of view.
+        longest: Pixels of the longer side.
+
+    Raises:
+        ValueError: As `FundusField`.
+    """
+    share = longest / max(source.shape[:2])
+    if share >= 1:
+        return FundusField(source, inside).changes(result)
+    rows, columns = (area_weights(size, max(1, round(size * share))) for size in source.shape[:2])
+    planes = source, result, inside[..., None].astype(np.float32)
+    small, smaller, here = (resample(p, rows, columns) for p in planes)
+    return FundusField(small, here[..., 0] > 0.99).changes(smaller)
+
+
+def mean_changes(found: Sequence[Changes]) -> dict[str, Any]:
+    """The mean of several, as JSON-able values by the metrics' ids, those with a before and after as {before, after}.
+
+    Rounded to six digits; a figure that is not finite in one of them, or that one of them lacks, is left out; {} of
+    none.
+    """
+    told: dict[str, Any] = {}
+    for name, values in zip(Changes._fields, zip(*found, strict=True), strict=False):
+        if None in values:
+            continue
+        mean = [float(f"{v:.6g}") for v in np.atleast_1d(np.mean(np.array(values, np.float64), axis=0))]
+        if all(map(math.isfinite, mean)):
+            told[name.replace("_", "-")] = {"before": mean[0], "after": mean[1]} if len(mean) == 2 else mean[0]
+    return told
 
 
 def fit_colours(pictures: Iterable[tuple[Unit, Mask]]) -> GoodColours:

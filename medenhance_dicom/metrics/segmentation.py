@@ -13,8 +13,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, maximum_filter
-from scipy.stats import rankdata
-from skimage.filters import threshold_otsu
 
 __all__ = ["SegmentationScores", "auroc", "segmentation_scores"]
 
@@ -68,7 +66,11 @@ def segmentation_scores(
     if not np.isfinite(score).all():
         raise ValueError("a probability is not finite")
     true = true & field
-    found = (score > (threshold_otsu(score[field]) if threshold == "otsu" else threshold)) & field
+    if threshold == "otsu":
+        from skimage.filters import threshold_otsu
+
+        threshold = float(threshold_otsu(score[field]))
+    found = (score > threshold) & field
     near_true, near_found = _within(true, tolerance), _within(found, tolerance)
     n = int(field.sum())
     tp, fp, fn = (int(part.sum()) for part in (found & near_true, found & ~near_true, true & ~near_found))
@@ -116,6 +118,8 @@ def auroc(negative: Sequence[float] | NDArray[Any], positive: Sequence[float] | 
     >>> auroc([1, 2], [2, 3])
     0.875
     """
+    from scipy.stats import rankdata  # takes as long to import as all else together
+
     n, m = len(negative), len(positive)
     if not n or not m:
         return float("nan")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 __all__ = ["PairedComparison", "bootstrap_interval", "compare_paired", "holm"]
 
@@ -46,6 +45,8 @@ def compare_paired(after: ArrayLike, before: ArrayLike) -> PairedComparison:
     Raises:
         ValueError: The shapes differ, or fewer than two pairs are finite.
     """
+    from scipy import stats  # takes as long to import as all else together
+
     a, b = np.asarray(after, np.float64), np.asarray(before, np.float64)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"two lists of one length wanted, not {a.shape} and {b.shape}")
