@@ -11,7 +11,6 @@ import os
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -23,14 +22,15 @@ from pynetdicom import evt
 
 from medenhance_dicom.node.settings import Destination, NodeSettings, TLSFiles
 from medenhance_dicom.node.wire import application_entity, on_open
+from tests.waiting import wait_until
 
 VERIFICATION = "1.2.840.10008.1.1"
 BEFORE, AFTER = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC), datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
 
 
-def listen(contexts, handlers=(), *, timeout=1.0, tls=None, title="SERVER"):
+def listen(contexts, handlers=(), *, timeout=30.0, tls=None, title="SERVER"):
     entity = application_entity(title)
-    entity.acse_timeout = 5
+    entity.acse_timeout = 30
     entity.network_timeout = 30
     return entity.start_server(
         ("127.0.0.1", 0),
@@ -126,18 +126,18 @@ def running(*command, port, cwd=None):
         [os.fspath(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=cwd
     )
     try:
-        for _ in range(400):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            if program.poll() is not None:
-                break
-            time.sleep(0.05)
-        else:
-            raise TimeoutError(command[0])
+        wait_until(lambda: program.poll() is not None or is_listening(port), what=f"{command[0]} does not listen")
+        assert program.poll() is None, f"{command[0]} has ended"
         yield program
     finally:
         program.terminate()
-        program.wait(10)
+        program.wait(60)
+
+
+def is_listening(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def dcmtk(name):
@@ -168,8 +168,3 @@ def receiving(spool, mounted, port, *peers, title="NODE"):
         yield settings
     finally:
         receiver.stop(0)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]

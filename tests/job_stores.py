@@ -37,7 +37,7 @@ silent_seconds = {silent}
 """
 
 
-def make_store(folder, jobs, *, instances=3, database="", more="", silent=1.5):
+def make_store(folder, jobs, *, instances=3, database="", more="", silent=3.0):
     """A configuration and sealed series; returns the configuration's path."""
     config = folder / "node.toml"
     config.write_text(CONFIG.format(database=database, more=more, silent=silent))
@@ -60,13 +60,6 @@ def start(config, death=0):
     return subprocess.Popen(
         [sys.executable, str(CHILD), str(config), str(death)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-
-
-def wait_for(condition, seconds=60.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.1)
 
 
 def all_done(config):

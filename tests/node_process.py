@@ -8,25 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import httpx
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_until(true, seconds=20.0, what="it did not happen"):
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-    return found
+from tests.ports import free_port
+from tests.waiting import wait_until
 
 
 class NodeUnderTest:
@@ -43,7 +31,7 @@ class NodeUnderTest:
             f'[[peers]]\nae_title = "SCANNER"\n[completeness]\nidle_seconds = {idle}\n'
             f"[http]\nport = {self.http_port}\n{http}\n"
             f"[work]\nworkers = {workers}\nfirst_pause = 0.2\nlongest_pause = 0.5\nattempts = 4\n"
-            f"heartbeat_seconds = 0.5\nsilent_seconds = 3\n{settings}"
+            f"heartbeat_seconds = 0.5\nsilent_seconds = 6\n{settings}"
         )
 
     def start(self) -> NodeUnderTest:
@@ -52,7 +40,7 @@ class NodeUnderTest:
                 [sys.executable, "-m", "medenhance_dicom", "node", "run", self.config],
                 stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
-        wait_until(self._is_up, 60, self.log)
+        wait_until(self._is_up, what=self.log)
         return self
 
     def _is_up(self) -> bool:
@@ -69,7 +57,7 @@ class NodeUnderTest:
         """Run one of the program's commands."""
         done = subprocess.run(
             [sys.executable, "-m", "medenhance_dicom", *map(str, words)],
-            capture_output=True, text=True, check=False, timeout=90,
+            capture_output=True, text=True, check=False, timeout=300,
             env=os.environ | {"MEDENHANCE_NODE": str(self.config)},
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
@@ -79,11 +67,11 @@ class NodeUnderTest:
         return json.loads(self.command(*words, "--json", code=code).stdout)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"http://127.0.0.1:{self.http_port}{path}", timeout=10, trust_env=False)
+        return httpx.get(f"http://127.0.0.1:{self.http_port}{path}", timeout=60, trust_env=False)
 
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(90)
+        return self.process.wait(180)
 
     def kill(self) -> None:
         """As a crash: the main process, at once."""
@@ -183,4 +171,4 @@ class Archive:
 def dcmsend(port: int, *paths, called="NODE", calling="SCANNER") -> subprocess.CompletedProcess:
     """Any mix of files: DCMTK's other sender proposes each in the transfer syntax that it is in."""
     words = ["/usr/bin/dcmsend", "-aet", calling, "-aec", called, "-dn", "+sd", "+r", "127.0.0.1", port, *paths]
-    return subprocess.run([*map(str, words)], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([*map(str, words)], capture_output=True, text=True, check=False, timeout=180)

@@ -43,6 +43,7 @@ from medenhance_dicom.node.settings import load_settings
 from medenhance_dicom.selection import Settings
 from medenhance_dicom.worker import Surroundings, launch
 from tests.synthetic import make_file
+from tests.waiting import wait_until
 
 WORK, SLOW_WORK = (
     f"""
@@ -98,9 +99,9 @@ def make_node(root):
             queue.enqueue(job)
         workers = [start(folder / "node.toml", name, *jobs[2:4]) for name in ("elsewhere.0", "elsewhere.1")]
         (folder / "out" / f"full-{jobs[1]}").touch()
-        wait_for(lambda: len(list((folder / "out").glob("*/*/*.dcm"))) == 3)
-        wait_for(lambda: len(list((store / "jobs" / jobs[3]).rglob("derived/*/*/*.dcm"))) == 1)
-        wait_for(lambda: [stage.state for stage in queue.job(jobs[1]).stages] == ["done", "waiting"])
+        wait_until(lambda: len(list((folder / "out").glob("*/*/*.dcm"))) == 3)
+        wait_until(lambda: len(list((store / "jobs" / jobs[3]).rglob("derived/*/*/*.dcm"))) == 1)
+        wait_until(lambda: [stage.state for stage in queue.job(jobs[1]).stages] == ["done", "waiting"])
         time.sleep(1.0)
         for worker in workers:
             worker.kill()
@@ -143,8 +144,8 @@ def make_archive(root):
         store = plan / "store" / "archive"
         jobs = {opened.series(job.series).id: job.id for job in opened.jobs()}
         stuck = start(config, "elsewhere.0", "", jobs[3])
-        wait_for(lambda: len(list((store / jobs[3]).rglob("derived/*/*/*.dcm"))) == 1)
-        wait_for(lambda: all((store / jobs[n] / "done.json").exists() for n in (1, 2)))
+        wait_until(lambda: len(list((store / jobs[3]).rglob("derived/*/*/*.dcm"))) == 1)
+        wait_until(lambda: all((store / jobs[n] / "done.json").exists() for n in (1, 2)))
         time.sleep(1.0)
         stuck.kill()
         stuck.wait()
@@ -199,13 +200,6 @@ def live(config, name, delivered_in_part, half_enhanced):
         longest=settings.work.longest_pause,
     )
     time.sleep(600)
-
-
-def wait_for(condition, seconds=60.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.05)
 
 
 # ---------------------------------------------------------------- objects

@@ -9,8 +9,9 @@ import time
 import pytest
 
 from tests import archives
-from tests.test_archive_running import done_so_far, wait_for
+from tests.test_archive_running import done_so_far
 from tests.test_jobs_postgres import server  # noqa: F401 - a fixture
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 SERIES = int(os.environ.get("MEDENHANCE_KILL_SERIES", "160"))
@@ -78,7 +79,7 @@ def test_workers_coordinator_and_database_are_killed(tmp_path, server):  # noqa:
     with Rig(node / "node.toml", plan) as rig:
         for number, victim in enumerate(victims):
             wanted = 2 * SERIES * number // (len(victims) + 1)
-            wait_for(lambda wanted=wanted: done_so_far(plan) >= wanted or rig.over)
+            wait_until(lambda wanted=wanted: done_so_far(plan) >= wanted or rig.over)
             time.sleep(rng.random() / 2)
             assert not rig.over, f"it was over before the {victim} was killed"
             if victim == "database":

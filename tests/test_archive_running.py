@@ -17,6 +17,7 @@ from medenhance_dicom.identity import replaced_uid
 from medenhance_dicom.node.settings import load_settings
 from medenhance_dicom.part10 import read_instance
 from tests import archives
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 SERIES = int(os.environ.get("MEDENHANCE_KILL_SERIES", "40"))
@@ -73,13 +74,6 @@ def has_begun(plan):
 
 def control(plan, what):
     subprocess.run([*archives.COMMAND, what, str(plan)], check=True)
-
-
-def wait_for(condition, seconds=120.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it did not come about in time"
-        time.sleep(0.05)
 
 
 def assert_as_undisturbed(plan, out, expected):
@@ -153,7 +147,7 @@ def test_a_worker_is_killed_at_random(tmp_path, undisturbed):
     process = archives.start(plan, out, "--workers", "2", "--ahead", "8")
     for kill in range(KILLS):
         floor = kill * SERIES * 3 // (2 * KILLS)
-        wait_for(lambda floor=floor: done_so_far(plan) >= floor or process.poll() is not None)
+        wait_until(lambda floor=floor: done_so_far(plan) >= floor or process.poll() is not None)
         if process.poll() is not None:
             break
         time.sleep(rng.random() * 0.5)
@@ -185,7 +179,7 @@ def test_two_runs_at_once_do_not_collide(tmp_path, undisturbed):
     plan, out = copies(tmp_path, archive)
     control(plan, "pause")  # or the first might be over before the second is there
     first = archives.start(plan, out)
-    wait_for(lambda: has_begun(plan))
+    wait_until(lambda: has_begun(plan))
     second = archives.run(plan, out)
     assert second.returncode == 0
     assert "being run already" in second.stderr
@@ -199,7 +193,7 @@ def test_interrupted_paused_and_cancelled(tmp_path):
     archives.make_series(archive, 0, 12)
     archives.make_plan(plan, archive)
     process = archives.start(plan, out, "--max-per-hour", "1800")  # one each two seconds: some are left in any case
-    wait_for(lambda: done_so_far(plan) >= 4)
+    wait_until(lambda: done_so_far(plan) >= 4)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     control(plan, "pause")

@@ -18,6 +18,7 @@ from medenhance_dicom.jobs import Jobs, Result, Task, sqlite_url
 from medenhance_dicom.node.control import Control
 from medenhance_dicom.node.settings import load_settings
 from tests import job_stores as stores
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow  # workers poll
 
@@ -62,7 +63,7 @@ def run(tmp_path):
 
 
 def ended(jobs, job):
-    stores.wait_for(lambda: jobs.job(job).state in ("done", "failed", "cancelled"), 10)
+    wait_until(lambda: jobs.job(job).state in ("done", "failed", "cancelled"))
     return jobs.job(job)
 
 
@@ -71,7 +72,7 @@ def test_a_job_goes_through_its_stages_and_a_second_enqueue_does_nothing(run):
     jobs = run(script)
     jobs.enqueue("j1")
     jobs.enqueue("j1")
-    stores.wait_for(lambda: len(script.gone) >= 3, 10)
+    wait_until(lambda: len(script.gone) >= 3)
     state = ended(jobs, "j1")
     jobs.enqueue("j1")
     time.sleep(0.3)
@@ -89,7 +90,7 @@ def test_a_waiting_stage_holds_no_place_and_goes_on_by_itself(run):
     jobs = run(script)
     for n in range(6):  # more than one worker delivers at once
         jobs.enqueue(f"j{n}")
-    stores.wait_for(lambda: [job.state for job in jobs.all()] == ["waiting"] * 6, 10)
+    wait_until(lambda: [job.state for job in jobs.all()] == ["waiting"] * 6)
     waiting = jobs.job("j0").stages[1]
     assert waiting.say == "it is away"
     assert 0 < waiting.until - time.time() < 2.1
@@ -104,12 +105,12 @@ def test_a_failed_stage_is_a_dead_letter_until_it_is_retried(run):
     )
     jobs = run(script)
     jobs.enqueue("j1")
-    stores.wait_for(lambda: len(script.gone) == 3, 10)
+    wait_until(lambda: len(script.gone) == 3)
     state = ended(jobs, "j1")
     assert state.state == "failed"
     assert [stage.say for stage in state.stages if stage.state == "failed"] == ["the AE title is unknown"]
     assert jobs.retry("j1") == ["to.a"]
-    stores.wait_for(lambda: jobs.job("j1").state == "done", 10)
+    wait_until(lambda: jobs.job("j1").state == "done")
     assert [stage for _, stage in script.gone].count("to.b") == 1
     assert jobs.retry("j1") == []
     with pytest.raises(KeyError):
@@ -130,12 +131,12 @@ def test_cancelled_work_is_not_gone_at_and_may_be_taken_up_again(run):
     script = Script(enhance=[Result("done", "", (Task("to.a"),))], to_a=[away, Result("done")])
     jobs = run(script)
     jobs.enqueue("j1")
-    stores.wait_for(lambda: jobs.job("j1").state == "waiting", 10)
+    wait_until(lambda: jobs.job("j1").state == "waiting")
     assert jobs.cancel("j1")
     assert jobs.job("j1").state == "cancelled"
     assert not jobs.cancel("j1")
     assert jobs.retry("j1") == ["to.a"]
-    stores.wait_for(lambda: jobs.job("j1").state == "done", 10)
+    wait_until(lambda: jobs.job("j1").state == "done")
 
 
 def test_a_waiting_stage_can_be_tried_at_once(run):
@@ -143,9 +144,9 @@ def test_a_waiting_stage_can_be_tried_at_once(run):
     script = Script(enhance=[Result("done", "", (Task("to.a"),))], to_a=[away, Result("done")])
     jobs = run(script)
     jobs.enqueue("j1")
-    stores.wait_for(lambda: jobs.job("j1").state == "waiting", 10)
+    wait_until(lambda: jobs.job("j1").state == "waiting")
     assert jobs.retry("j1") == ["to.a"]
-    stores.wait_for(lambda: jobs.job("j1").state == "done", 10)
+    wait_until(lambda: jobs.job("j1").state == "done")
 
 
 def test_a_pause_longer_than_any_ends_as_a_clock_must_have_been_set_back(run):
@@ -159,7 +160,7 @@ def test_a_pause_that_may_be_is_left_alone(run):
     script = Script(enhance=[Result("waiting", "", (Task("enhance", 1800.0),)), Result("done")])
     jobs = run(script, longest=1800.0)
     jobs.enqueue("j1")
-    stores.wait_for(lambda: jobs.job("j1").state == "waiting", 10)
+    wait_until(lambda: jobs.job("j1").state == "waiting")
     time.sleep(0.5)
     assert jobs.job("j1").state == "waiting"
 
@@ -172,7 +173,7 @@ def test_forgotten_jobs_may_come_again(run):
     jobs.forget(["j1", "never"])
     assert jobs.all() == []
     jobs.enqueue("j1")
-    stores.wait_for(lambda: len(script.gone) == 2, 10)
+    wait_until(lambda: len(script.gone) == 2)
 
 
 def test_values_in_the_database_are_json(run, tmp_path):
@@ -190,7 +191,7 @@ def test_stopping_leaves_the_running_stage_to_the_next_worker(tmp_path):
     jobs = Jobs(database)
     first = worker.launch(script := Script(enhance=[HOLD]), database=database, locks=tmp_path / "workers", beat=0.1)
     jobs.enqueue("j1")
-    stores.wait_for(lambda: script.gone, 10)
+    wait_until(lambda: script.gone)
     first.stop(5)
     assert jobs.job("j1").state == "queued"
     assert jobs.workers()[first.executor] == GIVEN_UP
@@ -257,7 +258,7 @@ def test_beats_count_up_and_giving_up_lasts_until_the_next(tmp_path):
 
 def finish(child):
     child.terminate()
-    out, err = child.communicate(timeout=20)
+    out, err = child.communicate(timeout=120)
     return out, err
 
 
@@ -269,9 +270,9 @@ def test_a_killed_worker_goes_on_where_it_was(tmp_path):
         control.jobs.enqueue(f"{n:032x}")
     control.close()
     for death in (15, 30):
-        assert stores.start(config, death).wait(30) == -signal.SIGKILL
+        assert stores.start(config, death).wait(120) == -signal.SIGKILL
     last = stores.start(config)
-    stores.wait_for(lambda: stores.all_done(config))
+    wait_until(lambda: stores.all_done(config))
     finish(last)
     stores.assert_whole(config, 2)
 
@@ -284,7 +285,7 @@ def test_nothing_listens_and_nothing_is_called(tmp_path):
     assert child.stdout.readline().startswith("running")
     control = Control(load_settings(config))
     control.jobs.enqueue(f"{0:032x}")
-    stores.wait_for(lambda: stores.all_done(config))
+    wait_until(lambda: stores.all_done(config))
     control.close()
     links = [str(path.readlink()) for path in Path(f"/proc/{child.pid}/fd").iterdir()]
     inodes = {link[8:-1] for link in links if link.startswith("socket:")}
@@ -299,12 +300,12 @@ def test_nothing_listens_and_nothing_is_called(tmp_path):
 
 @pytest.mark.slow
 def test_a_silent_workers_jobs_are_taken_over_without_a_person(tmp_path):
-    config = stores.make_store(tmp_path, 6, silent=1.0)
+    config = stores.make_store(tmp_path, 6, silent=2.0)
     control = Control(load_settings(config))
     for n in range(6):
         control.jobs.enqueue(f"{n:032x}")
     stuck = stores.start(config, 25)
-    assert stuck.wait(30) == -signal.SIGKILL
+    assert stuck.wait(120) == -signal.SIGKILL
     assert any(job.state == "working" for job in control.jobs.all())
     script = (
         "import fcntl, pathlib, sys, time\n"
@@ -317,7 +318,7 @@ def test_a_silent_workers_jobs_are_taken_over_without_a_person(tmp_path):
     assert holder.stdout.readline() == "held\n"
     other = stores.start(config)
     assert other.stdout.readline().strip().endswith(".1")
-    stores.wait_for(lambda: stores.all_done(config))
+    wait_until(lambda: stores.all_done(config))
     finish(other)
     holder.kill()
     control.close()
@@ -337,10 +338,10 @@ def thirty(tmp_path):
     )
     yield config, mother
     mother.stdin.close()
-    mother.wait(30)
+    mother.wait(120)
     last = stores.start(config)
     try:
-        stores.wait_for(lambda: stores.all_done(config), 120)
+        wait_until(lambda: stores.all_done(config))
     finally:
         finish(last)
     stores.assert_whole(config, 30)

@@ -16,6 +16,7 @@ import pytest
 from medenhance_dicom.node.control import Control
 from medenhance_dicom.node.settings import load_settings
 from tests import job_stores as stores
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 BINARIES = Path("/usr/lib/postgresql/15/bin")
@@ -74,7 +75,7 @@ def end(children):
     for child in children:
         child.terminate()
     for child in children:
-        child.communicate(timeout=30)
+        child.communicate(timeout=120)
 
 
 def test_three_workers_one_killed_for_good(tmp_path, server):
@@ -82,10 +83,10 @@ def test_three_workers_one_killed_for_good(tmp_path, server):
     children = [stores.start(config) for _ in range(3)]
     names = {child.stdout.readline().split()[1] for child in children}
     assert len(names) == 3
-    stores.wait_for(lambda: sum(job.state == "done" for job in control.jobs.all()) >= 3)
+    wait_until(lambda: sum(job.state == "done" for job in control.jobs.all()) >= 3)
     children[1].kill()
     children[1].wait()
-    stores.wait_for(lambda: stores.all_done(config), 120)
+    wait_until(lambda: stores.all_done(config))
     assert control.jobs.workers().keys() == names
     control.close()
     end([children[0], children[2]])
@@ -99,7 +100,7 @@ def test_workers_that_are_killed_in_the_middle(tmp_path, server):
         children = [stores.start(config, death), stores.start(config, death + 4)]
         assert [child.wait(60) for child in children] == [-signal.SIGKILL] * 2
     last = stores.start(config)
-    stores.wait_for(lambda: stores.all_done(config), 120)
+    wait_until(lambda: stores.all_done(config))
     end([last])
     stores.assert_whole(config, 12)
 
@@ -128,12 +129,12 @@ def test_workers_started_at_once_make_the_tables_together(tmp_path, server):
 def test_a_server_that_goes_and_comes_back(tmp_path, server):
     config, control = start_work(tmp_path, server, 12)
     child = stores.start(config)
-    stores.wait_for(lambda: sum(job.state == "done" for job in control.jobs.all()) >= 2)
+    wait_until(lambda: sum(job.state == "done" for job in control.jobs.all()) >= 2)
     control.close()
     server.stop()
     time.sleep(3)
     server.start()
-    stores.wait_for(lambda: stores.all_done(config), 120)
+    wait_until(lambda: stores.all_done(config))
     assert child.poll() is None
     end([child])
     stores.assert_whole(config, 12)

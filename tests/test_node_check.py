@@ -28,6 +28,7 @@ from medenhance_dicom.node.settings import (
 )
 from medenhance_dicom.node.state import NodeState
 from medenhance_dicom.site_keys import create_key
+from tests.ports import free_port
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -47,12 +48,6 @@ def store(tmp_path):
 def settings_of(store, **more) -> NodeSettings:
     listener = Listener(port=free_port(), reserve_bytes=1)
     return NodeSettings(store=store, **({"listener": listener, "http": HTTP(port=0)} | more))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def found(settings, what, **more) -> list[tuple[str, str]]:

@@ -13,13 +13,7 @@ from pathlib import Path
 import pytest
 
 from medenhance_dicom.node.children import Children
-
-
-def wait_until(true, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "did not happen"
-        time.sleep(0.02)
+from tests.waiting import wait_until
 
 
 def alive(pid: int) -> bool:
@@ -71,7 +65,7 @@ def test_sigterm_ends_them_and_who_does_not_end_is_killed(children):
     wait_until(lambda: _ignores_sigterm(pids["deaf"]))
     started = time.monotonic()
     assert children.stop(0.5) is False
-    assert 0.4 < time.monotonic() - started < 5
+    assert 0.4 < time.monotonic() - started < 30  # they sleep for 60
     assert not any(alive(pid) for pid in pids.values())
 
 

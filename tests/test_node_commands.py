@@ -20,7 +20,8 @@ from medenhance_dicom.node.commands_peers import destination_of
 from medenhance_dicom.node.spool import Spool
 from medenhance_dicom.node.state import NodeState
 from tests.dicom_peers import listen
-from tests.node_process import Archive, free_port
+from tests.node_process import Archive
+from tests.ports import free_port
 
 FIND, GET = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.3"
 
@@ -163,7 +164,7 @@ def test_query_lists_and_retrieves(run, samples, tmp_path):
     storage = [build_context(c.abstract_syntax, "1.2.840.10008.1.2.1") for c in AllStoragePresentationContexts[:200]]
     for context in storage:
         context.scu_role, context.scp_role = roles.values()
-    server = listen([*contexts, *storage], [(evt.EVT_C_FIND, on_find), (evt.EVT_C_GET, on_get)], timeout=10)
+    server = listen([*contexts, *storage], [(evt.EVT_C_FIND, on_find), (evt.EVT_C_GET, on_get)])
     peer = f"SERVER@127.0.0.1:{server.server_address[1]}"
     try:
         result = run("query", peer, "PatientID=P*", "--retrieve", tmp_path / "got", "--json")

@@ -37,7 +37,9 @@ from medenhance_dicom.node.query import move, query_handlers
 from medenhance_dicom.node.settings import Destination, NodeSettings
 from medenhance_dicom.node.spool import Spool
 from medenhance_dicom.node.wire import accepted_context, application_entity, on_open, server_tls, storage_contexts
-from tests.dicom_peers import authority, destination, free_port, in_own_network, listen, receiving, running, tls_files
+from tests.dicom_peers import authority, destination, in_own_network, listen, receiving, running, tls_files
+from tests.ports import free_port
+from tests.waiting import wait_until
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 A, B = (CT, "1.2.3.1"), (CT, "1.2.3.2")
@@ -334,9 +336,7 @@ def test_a_report_goes_over_tls_to_a_peer_that_has_it(held, tmp_path):
 
     server_files = tls_files(tmp_path, "modality", site, names=["ctscan.test"])
     contexts = [accepted_context(COMMITMENT, both_roles=True)]
-    listener = listen(
-        contexts, [(evt.EVT_N_EVENT_REPORT, reported)], tls=server_tls(server_files), title="CTSCAN", timeout=3
-    )
+    listener = listen(contexts, [(evt.EVT_N_EVENT_REPORT, reported)], tls=server_tls(server_files), title="CTSCAN")
     ours = tls_files(tmp_path, "node", site).model_dump()
     heard = []
 
@@ -373,7 +373,7 @@ def test_a_move_goes_over_tls_to_a_peer_that_has_it(held, tmp_path):
         return 0x0000
 
     tls = server_tls(tls_files(tmp_path, "modality", site))
-    listener = listen(storage_contexts(), [(evt.EVT_C_STORE, stored)], tls=tls, title="CTSCAN", timeout=3)
+    listener = listen(storage_contexts(), [(evt.EVT_C_STORE, stored)], tls=tls, title="CTSCAN")
     safe = {"ae_title": "CTSCAN", "host": "127.0.0.1", "port": listener.server_address[1]}
     safe["tls"] = tls_files(tmp_path, "node", site).model_dump()
     settings = NodeSettings.model_validate(
@@ -451,7 +451,7 @@ def test_one_peer_that_cannot_be_answered_keeps_no_other_waiting(held, monkeypat
 def rest(path, content=None):
     data = content if content is None or isinstance(content, bytes) else json.dumps(content).encode()
     request = urllib.request.Request(f"http://127.0.0.1:8042{path}", data)
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read() or b"null")
 
 
@@ -472,16 +472,6 @@ def orthanc(folder):
     return running("/usr/sbin/Orthanc", folder / "orthanc.json", port=8042)
 
 
-def eventually(probe, seconds=15.0):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        found = probe()
-        if found:
-            return found
-        time.sleep(0.1)
-    raise TimeoutError
-
-
 @pytest.mark.slow
 @in_own_network
 def test_orthanc_commits_what_we_sent(tmp_path, samples):
@@ -496,8 +486,8 @@ def test_orthanc_commits_what_we_sent(tmp_path, samples):
         assert len(pairs) == 2
         for uid, instances in [("2.25.11", pairs), ("2.25.12", [*pairs, (CT, "1.2.3.4")])]:
             request_commitment(store, instances, there, calling_ae="NODE", transaction_uid=uid)
-        first = eventually(lambda: report_of(store, "2.25.11"))
-        second = eventually(lambda: report_of(store, "2.25.12"))
+        first = wait_until(lambda: report_of(store, "2.25.11"))
+        second = wait_until(lambda: report_of(store, "2.25.12"))
     assert first == Report("2.25.11", frozenset(uid for _, uid in pairs), {})
     assert second == Report("2.25.12", first.committed, {"1.2.3.4": "no such instance"})
 
@@ -511,8 +501,8 @@ def test_orthanc_asks_us(tmp_path, held):
     with node as settings, orthanc(tmp_path):
         instances = [*map(list, pairs), [CT, "1.2.3.4"]]
         asked = rest("/modalities/node/storage-commitment", {"DicomInstances": instances, "Timeout": 10})
-        eventually(lambda: answer_requests(spool, settings, now=time.time()) == 0)
-        answer = eventually(
+        wait_until(lambda: answer_requests(spool, settings, now=time.time()) == 0)
+        answer = wait_until(
             lambda: (found := rest(f"/storage-commitment/{asked['ID']}"))["Status"] != "Pending" and found
         )
     assert answer["Status"] == "Failure"

@@ -375,7 +375,7 @@ def study(tmp_path, ct):
     return tmp_path
 
 
-STORESCP = Destination(name="storescp", ae_title="THERE", host="127.0.0.1", port=11115, response_timeout=3)
+STORESCP = Destination(name="storescp", ae_title="THERE", host="127.0.0.1", port=11115, response_timeout=60)
 
 
 def storescp(folder, *options):
@@ -425,7 +425,7 @@ def test_storescp_aborts(study, ct, option):
 @pytest.mark.parametrize(("option", "answers"), [("--sleep-after", 1), ("--sleep-during", 0)])
 @in_own_network
 def test_storescp_stalls(study, ct, option, answers):
-    stalled = STORESCP.model_copy(update={"response_timeout": 1.0})
+    stalled = STORESCP.model_copy(update={"response_timeout": 3.0})
     with storescp(study, option, "30"):
         start = time.monotonic()
         report = send_files(ct[:1], stalled, calling_ae="ME")

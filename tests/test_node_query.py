@@ -31,7 +31,8 @@ from medenhance_dicom.node.query import (
 from medenhance_dicom.node.settings import Destination
 from medenhance_dicom.node.spool import Spool
 from medenhance_dicom.node.wire import accepted_context
-from tests.dicom_peers import dcmtk, free_port, in_own_network, listen, receiving, running
+from tests.dicom_peers import dcmtk, in_own_network, listen, receiving, running
+from tests.ports import free_port
 
 NODE = Destination(name="node", ae_title="NODE", host="127.0.0.1", port=11112)
 
@@ -336,7 +337,7 @@ def tool(name, *arguments):
         [dcmtk(name), "-aet", "T1", "-aec", "NODE", "127.0.0.1", "11112", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     return done.returncode, done.stdout + done.stderr

@@ -35,6 +35,8 @@ from medenhance_dicom.node.spool import Spool
 from medenhance_dicom.transfer_syntaxes import STORED, kind_of
 from tests.dicom_peers import authority, tls_files
 from tests.namespaces import may_mount
+from tests.ports import free_port
+from tests.waiting import wait_until
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 VERIFICATION = "1.2.840.10008.1.1"
@@ -43,18 +45,12 @@ ROOT = Path(__file__).resolve().parent.parent
 needs_dcmtk = pytest.mark.skipif(not Path("/usr/bin/storescu").exists(), reason="no DCMTK")
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Node:
     """A receiver of this process."""
 
     def __init__(self, store, peers=({"ae_title": "T1"}, {"ae_title": "T2"}), **listener):
         self.port = listener.get("port", free_port())
-        listener = {"ae_title": "NODE", "acse_timeout": 0.6, "reserve_bytes": 0} | listener | {"port": self.port}
+        listener = {"ae_title": "NODE", "acse_timeout": 30, "reserve_bytes": 0} | listener | {"port": self.port}
         self.settings = NodeSettings.model_validate({"store": store, "listener": listener, "peers": list(peers)})
         self.spool = Spool(store)
         self.said = []
@@ -70,12 +66,9 @@ class Node:
     def connections(self):
         return [thread for thread in threading.enumerate() if isinstance(thread, AcceptedAssociation)]
 
-    def settles(self, seconds=5.0):
+    def settles(self):
         """Wait until no connection is left."""
-        until = time.monotonic() + seconds
-        while self.connections():
-            assert time.monotonic() < until, "a slot is held"
-            time.sleep(0.01)
+        wait_until(lambda: not self.connections(), what="a slot is held")
 
 
 @pytest.fixture
@@ -100,7 +93,7 @@ def node(start):
 @contextmanager
 def associated(node, title="T1", called="NODE", contexts=((CT, EXPLICIT),), **kwargs):
     ae = AE(title)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 10
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 60
     assoc = ae.associate(
         "127.0.0.1", node.port, contexts=[build_context(*context) for context in contexts], ae_title=called, **kwargs
     )
@@ -424,7 +417,7 @@ ECHO = command(e0002=VERIFICATION, e0100=0x30, e0110=1, e0800=0x0101)
 class Raw:
     def __init__(self, node):
         self.node = node
-        self.sock = socket.create_connection(("127.0.0.1", node.port), timeout=8)
+        self.sock = socket.create_connection(("127.0.0.1", node.port), timeout=60)
 
     def __enter__(self):
         return self
@@ -459,13 +452,10 @@ class Raw:
         return struct.unpack_from("<H", body, at + 8)[0]
 
     def wait_for_part(self):
-        until = time.monotonic() + 3
-        while not list(self.node.spool.incoming.iterdir()):
-            assert time.monotonic() < until
-            time.sleep(0.005)
+        wait_until(lambda: list(self.node.spool.incoming.iterdir()))
 
-    def closed_within(self, seconds):
-        self.sock.settimeout(seconds)
+    def is_closed(self):
+        """Whether the node closes, which it does within a second."""
         try:
             while self.sock.recv(4096):
                 pass
@@ -494,26 +484,30 @@ BEFORE = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attack", BEFORE)
-def test_nothing_before_an_association_holds_a_slot(node, attack):
-    with Raw(node) as peer:
-        peer.send(BEFORE[attack])
-        assert peer.closed_within(4)
-    node.settles(3)
+def test_nothing_before_an_association_holds_a_slot(start):
+    node = start(acse_timeout=1)
+    with contextlib.ExitStack() as open_:
+        peers = {attack: open_.enter_context(Raw(node)) for attack in BEFORE}
+        for attack, peer in peers.items():
+            peer.send(BEFORE[attack])
+        assert [attack for attack, peer in peers.items() if not peer.is_closed()] == []
+    node.settles()
     with associated(node, contexts=[(VERIFICATION, EXPLICIT)]) as assoc:
         assert assoc.send_c_echo().Status == 0x0000
 
 
 @pytest.mark.slow
-def test_a_request_that_drips_in_is_cut_off(node):
+def test_a_request_that_drips_in_is_cut_off(start):
+    node = start(acse_timeout=1)
     with Raw(node) as peer:
-        began = time.monotonic()
+        sent = 0
         with contextlib.suppress(OSError):
             for byte in associate_rq():
                 peer.send(bytes([byte]))
-                time.sleep(0.05)
-        assert time.monotonic() - began < 3
-    node.settles(3)
+                sent += 1
+                time.sleep(0.1)
+        assert sent < len(associate_rq()) - 20
+    node.settles()
 
 
 DURING = {
@@ -541,12 +535,12 @@ DURING = {
 @pytest.mark.slow
 @pytest.mark.parametrize("attack", DURING)
 def test_nothing_within_an_association_outlives_it(start, attack):
-    node = start(network_timeout=0.7, socket_timeout=0.7)
+    node = start(network_timeout=1, socket_timeout=1)
     with Raw(node) as peer:
         peer.associate()
         peer.send(DURING[attack])
-        assert peer.closed_within(5)
-    node.settles(3)
+        assert peer.is_closed()
+    node.settles()
     assert not list(node.spool.incoming.iterdir())
     assert not list(node.spool.associations())
     assert not node.instances
@@ -595,15 +589,12 @@ def test_a_peer_that_leaves_within_an_instance(node, how):
         peer.associate()
         peer.send(pdata(store_command(), 3) + pdata(b"abc", 0) * 2)
         peer.wait_for_part()
-        until = time.monotonic() + 3
-        while [open_.receiving for open_ in node.spool.associations()] != [True]:
-            assert time.monotonic() < until
-            time.sleep(0.005)
+        wait_until(lambda: [open_.receiving for open_ in node.spool.associations()] == [True])
         if how == "reset":
             peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         elif how == "abort":
             peer.send(pdu(7, bytes(4)))
-    node.settles(3)
+    node.settles()
     assert not list(node.spool.incoming.iterdir())
     assert not list(node.spool.associations())
 
@@ -613,7 +604,7 @@ def test_who_was_not_admitted_is_served_nothing(tmp_path, monkeypatch):
     node = Node(tmp_path / "store")
     with associated(node, contexts=[(VERIFICATION, EXPLICIT)]) as assoc:
         assert "Status" not in assoc.send_c_echo()
-    node.settles(3)
+    node.settles()
     node.receiver.stop(0)
 
 
@@ -623,12 +614,12 @@ def test_an_error_of_ours_ends_its_association_alone(start, monkeypatch):
     with associated(node) as assoc:
         assert rejection(assoc) == (2, 3, 1)
     monkeypatch.undo()
-    node.settles(3)
+    node.settles()
     with associated(node) as assoc:
         monkeypatch.setattr(node.spool, "accept", lambda *_, **__: 1 / 0)
         assert store(assoc, instance(1)) is None
         monkeypatch.undo()
-    node.settles(3)
+    node.settles()
     assert not list(node.spool.incoming.iterdir())
     with associated(node) as assoc:
         assert store(assoc, instance(1)) == 0x0000
@@ -646,14 +637,17 @@ def test_a_clock_that_jumps_ends_no_association(node, monkeypatch):
 
 
 def test_associations_are_quick(node):
-    with Raw(node) as peer:
-        began = time.monotonic()
-        peer.associate()
-        peer.send(pdata(ECHO, 3, 3))
-        assert peer.status() == 0x0000
-        peer.send(release())
-        assert peer.receive()[0] == 6
-        assert time.monotonic() - began < 0.5
+    seconds = []
+    for _ in range(5):
+        with Raw(node) as peer:
+            began = time.monotonic()
+            peer.associate()
+            peer.send(pdata(ECHO, 3, 3))
+            assert peer.status() == 0x0000
+            peer.send(release())
+            assert peer.receive()[0] == 6
+            seconds.append(time.monotonic() - began)
+    assert min(seconds) < 0.5
 
 
 # ---------------------------------------------------------------- TLS
@@ -675,10 +669,10 @@ def clients(tmp_path_factory):
 
 @pytest.fixture
 def secure(start, clients):
-    return start(tls=clients["node"].model_dump() | {"port": free_port()})
+    return start(acse_timeout=2, tls=clients["node"].model_dump() | {"port": free_port()})
 
 
-def run(*command, cwd=None, timeout=30):
+def run(*command, cwd=None, timeout=120):
     words = [str(word) for word in command]
     return subprocess.run(words, check=False, capture_output=True, text=True, cwd=cwd, timeout=timeout)
 
@@ -690,7 +684,7 @@ def said(result):
 @needs_dcmtk
 def test_tls(secure, clients):
     port = secure.settings.listener.tls.port
-    base = ["/usr/bin/echoscu", "-to", "5", "-ta", "5", "-aet", "T1", "-aec", "NODE"]
+    base = ["/usr/bin/echoscu", "-to", "60", "-ta", "60", "-aet", "T1", "-aec", "NODE"]
     trust = ["+cf", clients["client"].authority]
 
     def client(name):
@@ -707,7 +701,7 @@ def test_tls(secure, clients):
         result = run(*base, *options, "127.0.0.1", at)
         assert "Association Accepted" not in said(result)
         assert result.returncode != 0, (options, said(result))
-    secure.settles(5)
+    secure.settles()
     sample = ROOT / "sample_data" / "study" / "op-fundus.dcm"
     if pydicom.dcmread(sample, stop_before_pixels=True).file_meta.TransferSyntaxUID == EXPLICIT:
         command = ["/usr/bin/storescu", "-aet", "T1", "-aec", "NODE", *client("client"), "127.0.0.1", port, sample]
@@ -717,15 +711,15 @@ def test_tls(secure, clients):
 
 def test_a_silent_tls_client_holds_nobody_up(secure):
     silent = [socket.create_connection(("127.0.0.1", secure.settings.listener.tls.port)) for _ in range(3)]
-    with socket.create_connection(("127.0.0.1", secure.settings.listener.tls.port), timeout=3) as sock:
+    with socket.create_connection(("127.0.0.1", secure.settings.listener.tls.port), timeout=60) as sock:
         sock.sendall(b"\x16\x03\x01\x00\x05")
         with associated(secure) as assoc:
             assert assoc.is_established
     for sock in silent:
-        sock.settimeout(4)
+        sock.settimeout(60)
         assert sock.recv(100) == b""
         sock.close()
-    secure.settles(4)
+    secure.settles()
 
 
 # ---------------------------------------------------------------- DCMTK
@@ -852,7 +846,7 @@ class Child:
 
     def end(self, number):
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(120)
 
 
 @pytest.mark.slow
@@ -863,13 +857,14 @@ def test_a_killed_receiver_loses_nothing_that_it_acknowledged(tmp_path):
     for attempt in range(4):
         child = Child(store_folder, port)
         timer = threading.Timer(0.3 + 0.17 * attempt, child.process.kill)
-        timer.start()
         with associated(child) as assoc:
             for number in range(attempt * 20, 4000):
+                if number == attempt * 20 + 5:
+                    timer.start()
                 if not assoc.is_established or store(assoc, instance(number)) != 0x0000:
                     break
                 acknowledged.add(f"1.2.3.4.{number}")
-        child.process.wait(20)
+        child.process.wait(120)
         Spool(store_folder).reconcile()
     spool = Spool(store_folder)
     assert len(acknowledged) > 10
@@ -902,12 +897,17 @@ def test_a_receiver_killed_in_the_middle_of_an_instance(tmp_path):
 def test_two_processes_on_one_port(tmp_path):
     port = free_port()
     children = [Child(tmp_path / "store", port), Child(tmp_path / "store", port)]
+
+    def markers():
+        return list((tmp_path / "store" / "associations").iterdir())
+
     try:
         served = set()
         for number in range(16):
             with associated(children[0]) as assoc:
                 assert store(assoc, instance(number)) == 0x0000
-                (marker,) = (tmp_path / "store" / "associations").iterdir()
+                # That of the association before may still be there.
+                (marker,) = wait_until(lambda: found if len(found := markers()) == 1 else None)
                 served.add(marker.name.split(".")[0])
         assert served == {str(child.process.pid) for child in children}
     finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
@@ -16,7 +15,8 @@ from medenhance_dicom.node.identity import read_identity
 from medenhance_dicom.node.serve import NodeProcess
 from medenhance_dicom.node.state import put_in_force, read_state, running_process, settings_in_force
 from medenhance_dicom.node.worker import own_scratch
-from tests.node_process import free_port, wait_until
+from tests.ports import free_port
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -46,12 +46,11 @@ def receive(node, picture):
 
 
 def until_sealed(node):
-    for _ in range(200):
+    def sealed():
         node._seal()
-        if node._unqueued:
-            return node._unqueued[-1]
-        threading.Event().wait(0.01)
-    raise AssertionError("not sealed")
+        return node._unqueued
+
+    return wait_until(sealed)[-1]
 
 
 def events(node, name):

@@ -21,7 +21,8 @@ from medenhance_dicom.node.query import FIND, MOVE, query_handlers
 from medenhance_dicom.node.sources import Found, LeftOut, Wanted, open_source
 from medenhance_dicom.node.spool import Spool
 from medenhance_dicom.node.wire import accepted_context
-from tests.dicom_peers import free_port, listen, receiving
+from tests.dicom_peers import listen, receiving
+from tests.ports import free_port
 from tests.synthetic import make_instance
 
 CT = "1.2.840.10008.5.1.4.1.1.2"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import socket
 import struct
@@ -30,11 +29,14 @@ from medenhance_dicom.node.wire import (
 )
 from medenhance_dicom.transfer_syntaxes import kind_of, name_of
 from tests.dicom_peers import VERIFICATION, authority, destination, listen, tls_files
+from tests.waiting import wait_until
+
+SERVER_SECONDS = 60.0
 
 
 @pytest.fixture
 def server():
-    running = listen([accepted_context(VERIFICATION), *storage_contexts()])
+    running = listen([accepted_context(VERIFICATION), *storage_contexts()], timeout=SERVER_SECONDS)
     yield running
     running.shutdown()
 
@@ -101,8 +103,8 @@ def test_a_pdu_that_stops_half_way_is_dropped_after_the_timeout(attack):
     with socket.create_connection(server.server_address) as client:
         client.sendall(attack)
         start = time.monotonic()
-        assert _is_closed(client, 3)
-        assert 0.2 < time.monotonic() - start < 2
+        assert _is_closed(client, 30)
+        assert time.monotonic() - start > 0.2
     server.shutdown()
 
 
@@ -110,21 +112,21 @@ def test_a_pdu_that_drips_is_dropped_after_the_timeout():
     server = listen([accepted_context(VERIFICATION)], timeout=0.5)
     with socket.create_connection(server.server_address) as client:
         client.sendall(struct.pack(">BBL", 1, 0, 5000))
-        start = time.monotonic()
-        with contextlib.suppress(OSError):
-            while time.monotonic() - start < 3:
+        for _ in range(300):
+            try:
                 client.sendall(b"\0")
-                time.sleep(0.1)
-        assert time.monotonic() - start < 2
+            except OSError:
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("it is still read")
     server.shutdown()
 
 
 def test_a_length_of_4_gib_closes_at_once(server):
     with socket.create_connection(server.server_address) as client:
         client.sendall(struct.pack(">BBL", 1, 0, 0xFFFFFFFF))
-        start = time.monotonic()
-        assert _is_closed(client, 3)
-        assert time.monotonic() - start < 0.9
+        assert _is_closed(client, SERVER_SECONDS / 2)
 
 
 def test_the_largest_associate_request_fits():
@@ -170,9 +172,7 @@ def test_a_wrong_title_is_permanent_and_congestion_is_not(server):
         "there rejects the association for good: called AE title not recognized",
         True,
     )
-    deadline = time.monotonic() + 10
-    while server.active_associations and time.monotonic() < deadline:  # the rejected one still counts for a moment
-        time.sleep(0.01)
+    wait_until(lambda: not server.active_associations)  # the rejected one still counts for a moment
     server.ae.maximum_associations = 1
     with associated(destination(server), [build_context(VERIFICATION)], calling_ae="ME"):
         error = failure(destination(server))
@@ -185,37 +185,76 @@ def test_no_context_is_told_apart(server):
     assert error.permanent
 
 
-def test_a_peer_that_hangs_up_is_transient():
+def reset(client):
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+BROKE_OFF, NO_ANSWER = "there broke the association off", "there does not answer the association request"
+NOT_DICOM = "there sends what is no DICOM association"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (None, NO_ANSWER),
+        (b"\x02\x00\x00\x00", NO_ANSWER),  # and no more
+        (b"", BROKE_OFF),
+        (b"\x02\x00\x00\x00\x10\x00half", BROKE_OFF),
+        (reset, BROKE_OFF),
+        (b"\x07\x00\x00\x00\x00\x04\x00\x00\x00\x00", BROKE_OFF),  # A-ABORT of the service user
+        (b"\x07\x00\x00\x00\x00\x04\x00\x00\x02\x05", BROKE_OFF),  # of the provider: an unexpected parameter
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", NOT_DICOM),
+        (b"\x05\x00\x00\x00\x00\x04\x00\x00\x00\x00", NOT_DICOM),  # A-RELEASE-RQ
+    ],
+    ids=["silence", "half a header", "close", "half a PDU", "reset", "abort", "provider's abort", "HTTP", "release"],
+)
+def test_why_a_peer_that_takes_the_connection_gives_no_association(answer, told):
+    """Only what the peer did is called its doing: our own time-out is an abort, too."""
+    kept = []
     with socket.create_server(("127.0.0.1", 0)) as there:
 
-        def hang_up():
-            there.accept()[0].close()
+        def serve():
+            client = there.accept()[0]
+            kept.append(client)
+            client.recv(1 << 20)
+            if callable(answer):
+                answer(client)
+            elif answer:
+                client.sendall(answer)
+            if told == BROKE_OFF:
+                client.close()
 
-        thread = threading.Thread(target=hang_up)
+        thread = threading.Thread(target=serve)
         thread.start()
-        target = Destination(name="there", ae_title="S", host="127.0.0.1", port=there.getsockname()[1])
-        assert not failure(target).permanent
+        seconds = 0.3 if told == NO_ANSWER else 20
+        host, port = there.getsockname()
+        target = Destination(name="there", ae_title="S", host=host, port=port, response_timeout=seconds)
+        error = failure(target)
         thread.join()
+        kept[0].close()
+    assert (str(error), error.permanent) == (told, False)
 
 
 def test_answers_reach_whoever_waits_for_them(server):
     """Also where the association's own thread, which should pause meanwhile, looks into the queue first."""
-    there = destination(server, response_timeout=0.5)
+    there = destination(server, response_timeout=20)
     with associated(there, [build_context(VERIFICATION)], calling_ae="ME") as assoc:
         assoc._reactor_checkpoint.wait = lambda: time.sleep(0.0005)
         for _ in range(100):
             assert assoc.send_c_echo().get("Status") == 0
 
 
-def test_an_association_that_ends_before_a_request_is_a_failure_of_the_peer(server):
+@pytest.mark.parametrize(("by_peer", "told"), [(True, BROKE_OFF), (False, "the association with there ended")])
+def test_an_association_that_ends_before_a_request_is_told(server, by_peer, told):
     def echo():
         with associated(destination(server), [build_context(VERIFICATION)], calling_ae="ME") as assoc:
-            assoc.abort()
+            (server.active_associations[0] if by_peer else assoc).abort()
+            wait_until(lambda: not assoc.is_established)
             assoc.send_c_echo()
 
-    with pytest.raises(PeerError, match="broke the association off") as caught:
+    with pytest.raises(PeerError) as caught:
         echo()
-    assert not caught.value.permanent
+    assert (str(caught.value), caught.value.permanent) == (told, False)
 
 
 # ---------------------------------------------------------------- TLS
@@ -228,7 +267,7 @@ def ours():
 
 def test_tls_lets_our_certificates_in_and_no_others(tmp_path, ours):
     server_files = tls_files(tmp_path, "server", ours)
-    server = listen([accepted_context(VERIFICATION)], tls=server_tls(server_files), timeout=2)
+    server = listen([accepted_context(VERIFICATION)], tls=server_tls(server_files))
     good = destination(server, tls=tls_files(tmp_path, "client", ours))
     with associated(good, [build_context(VERIFICATION)], calling_ae="ME") as assoc:
         assert assoc.send_c_echo().Status == 0
@@ -242,7 +281,7 @@ def test_tls_lets_our_certificates_in_and_no_others(tmp_path, ours):
 
 
 def test_a_silent_client_does_not_keep_others_out_of_tls(tmp_path, ours):
-    server = listen([accepted_context(VERIFICATION)], tls=server_tls(tls_files(tmp_path, "server", ours)), timeout=2)
+    server = listen([accepted_context(VERIFICATION)], tls=server_tls(tls_files(tmp_path, "server", ours)))
     good = destination(server, tls=tls_files(tmp_path, "client", ours))
     silent = socket.create_connection(server.server_address)
     with silent, associated(good, [build_context(VERIFICATION)], calling_ae="ME") as assoc:
@@ -252,7 +291,7 @@ def test_a_silent_client_does_not_keep_others_out_of_tls(tmp_path, ours):
 
 def test_a_name_that_is_configured_has_to_be_in_the_certificate(tmp_path, ours):
     files = tls_files(tmp_path, "server", ours, names=["archive.test"])
-    server = listen([accepted_context(VERIFICATION)], tls=server_tls(files), timeout=2)
+    server = listen([accepted_context(VERIFICATION)], tls=server_tls(files))
     client = tls_files(tmp_path, "client", ours)
     for name, is_let_in in ((None, True), ("archive.test", True), ("other.test", False), ("127.0.0.1", False)):
         there = destination(server, tls=client.model_copy(update={"server_name": name}))

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from pynetdicom import evt
+from pynetdicom.pdu import A_ABORT_RQ
+from pynetdicom.pdu_primitives import A_ABORT, A_P_ABORT
 from pynetdicom.presentation import PresentationContext
 
 from medenhance_dicom.errors import PeerError
@@ -49,7 +51,7 @@ def associated(
         handlers: Of pynetdicom's events.
 
     Raises:
-        PeerError: Unreachable, rejected (`permanent` as the peer says), or aborted.
+        PeerError: Unreachable, rejected (`permanent` as the peer says), unanswered, or aborted.
         NoContextError: No context was accepted.
         ConfigurationError: The TLS files do not load.
     """
@@ -61,7 +63,7 @@ def associated(
     entity.acse_timeout = min(_ACSE_SECONDS, destination.response_timeout)
     entity.dimse_timeout = destination.response_timeout
     entity.network_timeout = destination.response_timeout + _ACSE_SECONDS
-    opened: list[Any] = []
+    heard = _Heard()
     try:
         assoc = entity.associate(
             host,
@@ -73,14 +75,16 @@ def associated(
             tls_args=association_tls(destination),
             evt_handlers=[
                 (evt.EVT_CONN_OPEN, on_open, [destination.response_timeout]),
-                (evt.EVT_CONN_OPEN, opened.append),
+                (evt.EVT_CONN_OPEN, heard.on_open),
+                (evt.EVT_PDU_RECV, heard.on_pdu),
+                (evt.EVT_ACSE_RECV, heard.on_primitive),
                 *handlers,
             ],
         )
     except OSError:
         raise PeerError(f"{name}: its host name is not known") from None
     if not assoc.is_established:
-        raise _failure(name, assoc, reached=bool(opened))
+        raise _failure(name, assoc, heard)
     bound_queue(assoc)
     keep_answers(assoc)
     try:
@@ -89,7 +93,7 @@ def associated(
         if assoc.is_established:
             assoc.abort()
             raise
-        raise PeerError(f"{name} broke the association off") from None  # pynetdicom's word for it
+        raise heard.end(name) from None  # pynetdicom's word for an association that is no more
     except BaseException:
         assoc.abort()
         raise
@@ -97,7 +101,36 @@ def associated(
         assoc.release()
 
 
-def _failure(name: str, assoc: Any, *, reached: bool) -> PeerError:
+class _Heard:
+    """What came from the peer; pynetdicom's `is_aborted` is true after our own aborts and time-outs, too."""
+
+    connected = answered = aborted = False
+    """The last one: it sent an A-ABORT, or closed the connection."""
+    malformed = False
+    """It sent what PS3.8 does not let it send then, for which our side aborts (section 9.2, action AA-8)."""
+    _told = False
+
+    def on_open(self, _event: Any) -> None:
+        self.connected = True
+
+    def on_pdu(self, event: Any) -> None:
+        self._told = self._told or isinstance(event.pdu, A_ABORT_RQ)
+
+    def on_primitive(self, event: Any) -> None:
+        self.answered = True
+        if isinstance(event.primitive, (A_ABORT, A_P_ABORT)):
+            self.malformed = not self._told and getattr(event.primitive, "provider_reason", 0) != 0
+            self.aborted = not self.malformed
+
+    def end(self, name: str) -> PeerError:
+        """Why an association is no more."""
+        if self.malformed:
+            return PeerError(f"{name} sends what is no DICOM association")
+        return PeerError(f"{name} broke the association off" if self.aborted else f"the association with {name} ended")
+
+
+def _failure(name: str, assoc: Any, heard: _Heard) -> PeerError:
+    """Why no association came about."""
     if assoc.is_rejected:
         answer = assoc.acceptor.primitive
         reason = _REASONS.get((answer.result_source, answer.diagnostic), "no reason given")
@@ -106,8 +139,6 @@ def _failure(name: str, assoc: Any, *, reached: bool) -> PeerError:
         return PeerError(f"{name} rejects the association {how}: {reason}", permanent=permanent)
     if assoc.rejected_contexts and not assoc.accepted_contexts:
         return NoContextError(f"{name} accepts none of the SOP classes and transfer syntaxes offered", permanent=True)
-    if not reached:
+    if not heard.connected:
         return PeerError(f"{name} cannot be reached")
-    if assoc.is_aborted:
-        return PeerError(f"{name} broke the association off")
-    return PeerError(f"{name} does not answer the association request")
+    return heard.end(name) if heard.answered else PeerError(f"{name} does not answer the association request")

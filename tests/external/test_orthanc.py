@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from tests.dicom_peers import in_own_network, running
-from tests.node_process import NodeUnderTest, wait_until
+from tests.node_process import NodeUnderTest
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,7 +63,7 @@ def test_a_study_comes_from_orthanc_and_its_derived_series_is_committed_there(tm
             pictures = [samples / "study" / name for name in ("op-cornea.dcm", "us-abdomen.dcm")]
             ours = [rest("/instances", picture.read_bytes())["ID"] for picture in pictures]
             assert rest("/modalities/node/store", json.dumps(ours).encode())["FailedInstancesCount"] == 0
-            wait_until(lambda: len(node.events("done")) == 2, 120)
+            wait_until(lambda: len(node.events("done")) == 2)
             assert len(rest("/instances")) == 4
             derived = [rest(f"/instances/{i}/simplified-tags") for i in rest("/instances") if i not in ours]
             assert all(tags["ImageType"].startswith("DERIVED") for tags in derived)

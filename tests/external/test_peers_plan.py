@@ -22,7 +22,8 @@ from medenhance_dicom.node.query import query_handlers
 from medenhance_dicom.node.receive import Mounted, Receiver
 from medenhance_dicom.node.settings import Destination, NodeSettings
 from medenhance_dicom.node.spool import Spool
-from tests.dicom_peers import authority, dcmtk, free_port, in_own_network, running, tls_files
+from tests.dicom_peers import authority, dcmtk, in_own_network, running, tls_files
+from tests.ports import free_port
 
 pytestmark = pytest.mark.skipif(not Path("/usr/bin/storescu").exists(), reason="no DCMTK")
 CALLS = ("-aet", "T1", "-aec", "NODE")
@@ -47,7 +48,7 @@ def node(store, *, tls=None, **peer):
 def run(name, *words):
     """A program of DCMTK: its exit code, and what it said."""
     command = [dcmtk(name), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -213,7 +214,7 @@ def test_storescp_that_insists_on_who_we_are_or_takes_anything(tmp_path, option)
     path = Path(get_testdata_file(CT))
     (tmp_path / "kept").mkdir()
     words = [option, "-aet", "THERE", "-od", tmp_path / "kept", "11115"]
-    there = Destination(name="storescp", ae_title="THERE", host="127.0.0.1", port=11115, response_timeout=5)
+    there = Destination(name="storescp", ae_title="THERE", host="127.0.0.1", port=11115, response_timeout=60)
     with running(dcmtk("storescp"), *words, port=11115):
         assert [item.status for item in send_files([path], there, calling_ae="ME").sent] == [0x0000]
     assert len(list((tmp_path / "kept").iterdir())) == 1
@@ -238,7 +239,7 @@ def test_orthanc_echoes(tmp_path):
 def _echo(modality):
     request = urllib.request.Request(f"http://127.0.0.1:8142/modalities/{modality}/echo", b"{}")
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code

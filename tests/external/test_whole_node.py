@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from pydicom import dcmread
 
-from tests.node_process import Archive, NodeUnderTest, dcmsend, wait_until
+from tests.node_process import Archive, NodeUnderTest, dcmsend
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,7 +48,7 @@ def uids(folder) -> set[str]:
 
 def jobs_done(node, count):
     """Waits until as many jobs are done."""
-    wait_until(lambda: len(node.events("done")) >= count, 120, "jobs are not done")
+    wait_until(lambda: len(node.events("done")) >= count, what="jobs are not done")
 
 
 def test_originals_and_derived_arrive_once_and_everything_is_accounted_for(nodes, archive, samples):
@@ -129,7 +130,7 @@ def test_kills_at_any_moment_lose_and_double_nothing(nodes, archive, samples):
 def test_a_destination_that_is_away_is_tried_again_then_a_dead_letter_then_a_person_helps(nodes, archive, samples):
     node = nodes().start()
     assert dcmsend(node.port, samples / "study" / "op-fundus.dcm").returncode == 0
-    wait_until(lambda: node.events("dead letter"), 60)
+    wait_until(lambda: node.events("dead letter"))
     (dead,) = node.json("jobs", "list", "--state", "failed")
     assert node.json("node", "status")["dead_letters"] == 1
     assert "medenhance_dead_letters 1.0" in node.get("/metrics").text
@@ -178,7 +179,7 @@ def test_stow_goes_the_same_way(nodes, archive, samples):
     node = nodes(http="stow = true").start()
     data = (samples / "study" / "op-fundus.dcm").read_bytes()
     answer = httpx.post(
-        f"http://127.0.0.1:{node.http_port}/dicom-web/studies", content=data, timeout=30, trust_env=False,
+        f"http://127.0.0.1:{node.http_port}/dicom-web/studies", content=data, timeout=60, trust_env=False,
         headers={"Content-Type": "application/dicom"},
     )  # fmt: skip
     assert answer.status_code == 200, answer.text
@@ -203,5 +204,5 @@ def test_drain_and_a_second_node(nodes, archive):
     second = node.command("node", "run", node.config, code=7)
     assert "another node" in second.stderr
     node.command("node", "drain")
-    assert node.process.wait(5) == 0
+    assert node.process.wait(60) == 0
     node.command("node", "drain", code=3)
