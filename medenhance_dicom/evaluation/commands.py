@@ -32,8 +32,8 @@ def evaluate(
     grades: Annotated[Path | None, typer.Option(metavar="CSV", help="True levels: columns file, grade.")] = None,
     points: Annotated[Path | None, typer.Option(metavar="CSV", help="True places: columns file, row, column.")] = None,
     degradation: Annotated[
-        Literal["none", "fundus", "cornea", "endoscopy"] | None,
-        typer.Option(help="Degrade the pictures; they themselves are the truth then."),
+        str | None,
+        typer.Option(metavar="MODEL", help="A model of docs/degradation.md; the pictures are the truth then."),
     ] = None,
     field_of_view: Annotated[
         Literal["none", "ellipse", "border"] | None, typer.Option(help="Where metrics look.")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medenhance_dicom.errors import RecipeError
 from medenhance_dicom.tables import checked, read_table
-from medenhance_dicom.training.recipe import Pictures
+from medenhance_dicom.training.recipe import Degradation, Pictures
 
 ORIGINAL = "original"
 """The enhancer that changes nothing; every table has it, and every other is compared with it."""
@@ -55,7 +55,7 @@ class Data(_Table):
     """"ridge": centre lines of bright ridges in the target, else in the picture: a stand-in where nobody traced any."""
     grades: Grades | None = None
     points: Points | None = None
-    degradation: Literal["none", "fundus", "cornea", "endoscopy"] = "none"
+    degradation: Degradation = "none"
     """Seeded degradation: the degraded picture is enhanced, the picture itself is the target."""
     seed: int = 7
     """Of the degradation; each picture's own follows from this and its name."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from medenhance_dicom.errors import RecipeError
 from medenhance_dicom.tables import checked, read_table
@@ -13,6 +13,18 @@ from medenhance_dicom.tables import checked, read_table
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _known_degradation(name: str) -> str:
+    from medenhance_dicom.training.degradation import DEGRADATIONS
+
+    if name not in ("none", *DEGRADATIONS):
+        raise ValueError(f"no such model; there are none, {', '.join(DEGRADATIONS)}")
+    return name
+
+
+Degradation = Annotated[str, AfterValidator(_known_degradation)]
+"""The name of a seeded degradation model, or "none"."""
 
 
 class Pictures(_Table):
@@ -76,7 +88,7 @@ class Data(_Table):
     """Low-quality halves of pixel-aligned pairs; empty: pairs are made by degrading `high`."""
     pairs_high: list[Pictures] = []
     """The other halves, in the same order."""
-    degradation: Literal["none", "fundus", "cornea", "endoscopy"] = "none"
+    degradation: Degradation = "none"
     """Seeded degradation model that makes pairs from high-quality pictures."""
     degraded_fraction: float = 0.5
     """How many of the pairs are made by degradation where real ones exist too."""
