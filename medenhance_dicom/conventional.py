@@ -1,13 +1,14 @@
-"""Conventional enhancers: CLAHE, multi-scale retinex, and none at all.
+"""Conventional enhancers: CLAHE, multi-scale retinex, normalisation of colour fields, and none at all.
 
-They work on luminance and leave hue and saturation alone, and count only pixels of the field of view. Nothing in them
-looks at the frame's own minimum and maximum, so that one noisy or bright pixel does not change a whole picture.
+They count only pixels of the field of view; CLAHE and retinex work on luminance and leave hue and saturation alone.
+Nothing in them looks at the frame's own minimum and maximum, so that one noisy or bright pixel does not change a whole
+picture.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import Any
@@ -139,20 +140,99 @@ class MultiScaleRetinex(FrameByFrame):
         return np.clip((reflectance - np.float32(centre - spread)) / np.float32(2 * spread), 0, 1)
 
 
+@dataclass(frozen=True)
+class FieldNormalisation(FrameByFrame):
+    """Local mean and spread of each channel, brought to those of good pictures.
+
+    Local normalisation is that of Foracchia, Grisan and Ruggeri (Medical Image Analysis 9, 2005), without their search
+    for the background; the transfer of mean and spread that of Reinhard et al. (IEEE CG&A 21(5), 2001), per channel of
+    RGB and locally. What is as wide as `sigma` loses its brightness: disc and macula do. Where little is seen, noise
+    and the target's colour are all there is.
+    """
+
+    mean: tuple[float, ...]
+    """Red, green and blue of good pictures, in [0, 1]; see `field_statistics`."""
+    spread: tuple[float, ...]
+    """Their local deviation."""
+    sigma: float = 0.08
+    """Of the Gaussian window, as a share of the width."""
+    least_gain: float = 2 / 3
+    """Contrast is lowered to this share at most."""
+    largest_gain: float = 4.0
+    """And raised by at most this factor."""
+    kept: float = 0.125
+    """Share of the local mean's own variation that is kept."""
+    spec: EnhancerSpec = field(default=EnhancerSpec(channels=3, whole=True), init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "spread"):
+            values = getattr(self, name)
+            _require(isinstance(values, tuple) and len(values) == 3, f"{name} must be three numbers")
+        _require(all(0 <= m <= 1 for m in self.mean), "mean must be in 0..1")
+        _require(all(0 < s <= 0.5 for s in self.spread), "spread must be above 0, and 0.5 at most")
+        _require(0.005 <= self.sigma <= 0.5, "sigma must be in 0.005..0.5")
+        _require(0 < self.least_gain <= 1 <= self.largest_gain <= 16, "gains must be in 0..1 and 1..16")
+        _require(0 <= self.kept <= 1, "kept must be in 0..1")
+
+    def _enhance_frame(self, frame: Unit, light: Unit, here: Mask, out: Unit) -> None:
+        if frame.shape[2] != 3:
+            raise ValueError(f"field-normalisation is for colour pictures, not for {frame.shape[2]} channel(s)")
+        for channel, (target, spread) in enumerate(zip(self.mean, self.spread, strict=True)):
+            plane = frame[..., channel]
+            mean, deviation = local_statistics(plane, here, self.sigma * frame.shape[1])
+            gain = np.clip(np.float32(spread) / deviation, self.least_gain, self.largest_gain)
+            rest = np.float32(self.kept) * (mean - mean[here].mean())
+            wanted = np.float32(target) + gain * (plane - mean) + rest
+            out[..., channel] = np.where(here, np.clip(wanted, 0, 1), plane)
+
+
+def local_statistics(plane: Unit, here: Mask, sigma: float) -> tuple[Unit, Unit]:
+    """Gaussian mean and deviation of (H, W) over the pixels of `here`; the deviation is at least 1e-4."""
+    mean = blur_within(plane, here, sigma)
+    return mean, np.sqrt(np.maximum(blur_within((plane - mean) ** 2, here, sigma), np.float32(1e-8)))
+
+
+def field_statistics(
+    pictures: Iterable[tuple[Unit, Mask]], sigma: float = FieldNormalisation.sigma
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What `FieldNormalisation` brings others to: medians over good pictures of their local means and deviations.
+
+    Args:
+        pictures: (H, W, 3) in [0, 1], each with its field of view.
+        sigma: As there.
+
+    Returns:
+        `mean` and `spread`.
+
+    Raises:
+        ValueError: There are none.
+    """
+    means, spreads = [], []
+    for picture, here in pictures:
+        found = [local_statistics(plane, here, sigma * picture.shape[1]) for plane in np.moveaxis(picture, 2, 0)]
+        means.append([mean[here].mean() for mean, _ in found])
+        spreads.append([np.median(deviation[here]) for _, deviation in found])
+    if not means:
+        raise ValueError("no good pictures")
+    mean, spread = (tuple(float(v) for v in np.median(values, axis=0)) for values in (means, spreads))
+    return mean, spread
+
+
 def build_conventional(method: str, parameters: Mapping[str, object]) -> Enhancer:
     """The enhancer of a recipe.
 
     Args:
-        method: "identity", "clahe" or "retinex".
+        method: "identity", "clahe", "retinex" or "field-normalisation".
         parameters: of that method; the others keep their defaults.
 
     Raises:
         RecipeError: no such method or parameter, or a value out of its range.
     """
-    methods: dict[str, type[Identity | Clahe | MultiScaleRetinex]] = {
+    methods: dict[str, type[Identity | Clahe | MultiScaleRetinex | FieldNormalisation]] = {
         "identity": Identity,
         "clahe": Clahe,
         "retinex": MultiScaleRetinex,
+        "field-normalisation": FieldNormalisation,
     }
     if method not in methods:
         raise RecipeError(f"enhancer.method: no conventional method {method!r}")

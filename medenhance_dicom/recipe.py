@@ -57,7 +57,7 @@ class MaskRecipe(_Part):
 class EnhancerRecipe(_Part):
     """What is done to the unit frames."""
 
-    method: Literal["network", "clahe", "retinex", "identity"]
+    method: Literal["network", "clahe", "retinex", "field-normalisation", "identity"]
     """network needs weights; the others need none."""
     weights: str | None = None
     """A key of models/manifest.toml."""

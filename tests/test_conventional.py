@@ -7,10 +7,12 @@ from skimage import data, exposure
 from medenhance_dicom.conventional import (
     LUMA,
     Clahe,
+    FieldNormalisation,
     Identity,
     MultiScaleRetinex,
     blur_within,
     build_conventional,
+    field_statistics,
     luminance,
 )
 from medenhance_dicom.enhancer import MaskedEnhancer
@@ -135,6 +137,48 @@ def test_colour_keeps_its_hue(enhancer):
     assert gain.min() >= 1 / 3.01
 
 
+NORMALISATION = FieldNormalisation(mean=(0.6, 0.3, 0.1), spread=(0.05, 0.04, 0.02))
+
+
+def test_field_normalisation_is_as_it_is_defined():
+    from scipy.ndimage import gaussian_filter
+
+    frame = astronaut()[0, :, :230]
+    y, x = np.mgrid[: frame.shape[0], : frame.shape[1]]
+    here = (y - 128) ** 2 + (x - 115) ** 2 < 100**2
+
+    def low(plane):
+        weight = np.maximum(gaussian_filter(here.astype(np.float64), 0.08 * 230), 1e-4)
+        return gaussian_filter(np.where(here, plane, 0).astype(np.float64), 0.08 * 230) / weight
+
+    after = NORMALISATION.enhance_within(frame[None], here[None])[0]
+    for c, (target, spread) in enumerate(zip(NORMALISATION.mean, NORMALISATION.spread, strict=True)):
+        mean = low(frame[..., c])
+        gain = np.clip(spread / np.sqrt(low((frame[..., c] - mean) ** 2)), 1 / 1.5, 4)
+        wanted = target + gain * (frame[..., c] - mean) + 0.125 * (mean - mean[here].mean())
+        assert np.abs(after[..., c] - np.clip(wanted, 0, 1))[here].max() < 0.02
+    np.testing.assert_array_equal(after[~here], frame[~here])
+
+
+def test_field_normalisation_evens_light_and_colour():
+    frame = np.clip(astronaut()[0] * np.linspace(0.2, 1, 256, dtype=np.float32)[:, None], 0, 1)
+    everywhere = np.ones(frame.shape[:2], bool)
+    after = NORMALISATION(frame[None])[0]
+    mean, spread = field_statistics([(after, everywhere)])
+    assert mean == pytest.approx(NORMALISATION.mean, abs=0.01)
+    own = np.array(field_statistics([(frame, everywhere)])[1])
+    assert np.all(np.abs(np.log(np.array(spread) / NORMALISATION.spread)) < np.abs(np.log(own / NORMALISATION.spread)))
+    left = [p[:64].mean((0, 1)) - p[-64:].mean((0, 1)) for p in (after, frame)]
+    assert np.all(np.abs(left[0]) < 0.3 * np.abs(left[1]))
+
+
+def test_field_normalisation_is_for_colour():
+    with pytest.raises(ValueError, match="for colour pictures"):
+        NORMALISATION(camera())
+    with pytest.raises(ValueError, match="no good pictures"):
+        field_statistics([])
+
+
 def test_luminance_has_the_weights_of_rec_709():
     frame = np.array([[[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]], np.float32)
     np.testing.assert_allclose(luminance(frame)[0], [0.2125, 0.7154, 0.0721, 1.0], atol=1e-6)
@@ -171,6 +215,8 @@ def test_a_method_is_built_from_a_recipe_s_parameters():
     assert build_conventional("clahe", {"clip_limit": 3, "strength": 0.5}) == Clahe(clip_limit=3, strength=0.5)
     assert build_conventional("retinex", {"sigmas": [10, 50]}) == MultiScaleRetinex(sigmas=(10, 50))
     assert build_conventional("identity", {}) == Identity()
+    values = {"mean": list(NORMALISATION.mean), "spread": list(NORMALISATION.spread)}
+    assert build_conventional("field-normalisation", values) == NORMALISATION
 
 
 @pytest.mark.parametrize(
@@ -178,6 +224,10 @@ def test_a_method_is_built_from_a_recipe_s_parameters():
     [
         ("sharpen", {}),
         ("clahe", {"clip": 2}),
+        ("field-normalisation", {}),
+        ("field-normalisation", {"mean": [0.5, 0.3], "spread": [0.1, 0.1, 0.1]}),
+        ("field-normalisation", {"mean": [0.5, 0.3, 0.1], "spread": [0.1, 0.1, 0.0]}),
+        ("field-normalisation", {"mean": [0.5, 0.3, 0.1], "spread": 0.1}),
         ("clahe", {"clip_limit": 0.01}),
         ("clahe", {"tiles": "many"}),
         ("clahe", {"spec": None}),

@@ -194,3 +194,13 @@ def test_shipped_recipes_fit_what_they_are_for(sop_class, modality, photometric,
         "ImageType": image_type,
     }
     assert match_recipe(facts, load_recipes()).name == expected
+
+
+def test_field_normalisation_is_never_chosen_on_its_own():
+    recipes = {r.name: r for r in load_recipes()}
+    plain = recipes["op-field-normalisation"]
+    for sop_class in plain.match["SOPClassUID"]:
+        for photometric in plain.match["PhotometricInterpretation"]:
+            facts = {"SOPClassUID": sop_class, "Modality": "OP", "PhotometricInterpretation": photometric}
+            assert plain.fits(facts)
+            assert match_recipe(facts, recipes.values()).enhancer.method == "network"

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from medenhance_dicom.baselines.cane import Cane
+from medenhance_dicom.baselines.control import FlatColour
 from medenhance_dicom.baselines.dehazing import DarkChannelPrior
 from medenhance_dicom.baselines.frame import Baseline
 from medenhance_dicom.baselines.histogram import ClaheLab, HistogramEqualization
@@ -31,6 +32,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "idrlp": RegionLinePrior,
     "n4": N4,
     "icn": ContrastNormalisation,
+    "control": FlatColour,
 }
 
 
