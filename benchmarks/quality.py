@@ -8,8 +8,8 @@ size, pyramid, masks, guide. `--recipe` measures only those. Definitions:
 
 PSNR      10 log10(1 / mean squared error), pictures in [0, 1], whole frame.
 SSIM      11 x 11 Gaussian window, sigma 1.5, population covariance.
-uneven    standard deviation over mean, inside the field, of the green and red mean blurred with sigma = width / 12.
-vessels   mean relative depth (closing - green) / closing over the 5 % deepest pixels of the source, disk of width / 60.
+uneven    `metrics/fundus.py`, unevenness: deviation over mean of the low-pass (sigma width / 12) of green and red.
+vessels   the same, vessel_depth: (closing - green) / closing over the 5 % deepest pixels of the source, disk of width / 60.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
-from skimage.morphology import closing, disk
 
 from medenhance_dicom.gate import examine
 from medenhance_dicom.guides import choose_guide
 from medenhance_dicom.manifest import load_manifest
 from medenhance_dicom.masks import field_of_view
+from medenhance_dicom.metrics import FundusField
 from medenhance_dicom.prepare import PreparedRecipe, prepare_recipe
 from medenhance_dicom.recipe import Recipe, load_recipes
 from medenhance_dicom.training.choosing import list_pictures
@@ -58,22 +57,6 @@ def ssim(x: np.ndarray, y: np.ndarray) -> float:
 
 def lassim(x: np.ndarray, y: np.ndarray) -> float:
     return float(examine(x, y).lassim)
-
-
-def unevenness(x: np.ndarray, inside: np.ndarray) -> float:
-    sigma = x.shape[1] / 12
-    weight = gaussian_filter(inside.astype(np.float32), sigma) + 1e-6
-    light = gaussian_filter(x[..., :2].mean(axis=2) * inside, sigma) / weight
-    return float(light[inside].std() / light[inside].mean())
-
-
-def vessels(x: np.ndarray, inside: np.ndarray, where: np.ndarray | None = None) -> tuple[float, np.ndarray]:
-    green = x[..., 1]
-    closed = closing(green, disk(max(3, x.shape[1] // 60)))
-    depth = (closed - green) / np.maximum(closed, 0.05)
-    if where is None:
-        where = inside & (depth >= np.quantile(depth[inside], 0.95))
-    return float(depth[where].mean()), where
 
 
 def cornea(prepared: PreparedRecipe, root: Path, sheet: list[np.ndarray]) -> dict:
@@ -128,11 +111,9 @@ def fundus(prepared: PreparedRecipe, root: Path, sheet: list[np.ndarray]) -> dic
     for i, path in enumerate(list_pictures(root, Pictures(**scored, at_least=4.0, first=0.75))):
         x = picture(path, "RGB")
         y = enhance(prepared, x)
-        inside = field_of_view(x, "ellipse")
-        before, where = vessels(x, inside)
-        veiled.append(
-            (unevenness(x, inside), unevenness(y, inside), before, vessels(y, inside, where)[0], lassim(x, y))
-        )
+        field = FundusField(x, field_of_view(x, "ellipse"))
+        light, depth = ([f(x), f(y)] for f in (field.unevenness, field.vessel_depth))
+        veiled.append((*light, *depth, lassim(x, y)))
         if i % 4 == 0:
             sheet.append(np.hstack([side(x), side(y), side(y)]))
     good = [picture(p, "RGB") for p in list_pictures(root, Pictures(**scored, at_most=2.0))]
@@ -178,8 +159,8 @@ def endoscopy(prepared: PreparedRecipe, root: Path, sheet: list[np.ndarray]) -> 
     for i, path in enumerate(video):
         x = picture(path, "RGB")
         y = enhance(prepared, x)
-        inside = field_of_view(x, "border")
-        frames.append((unevenness(x, inside), unevenness(y, inside), lassim(x, y)))
+        field = FundusField(x, field_of_view(x, "border"))
+        frames.append((field.unevenness(x), field.unevenness(y), lassim(x, y)))
         if i % 10 == 0:
             sheet.append(np.hstack([x, y, y]))
     d, v = np.array(degraded), np.array(frames)
