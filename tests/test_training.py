@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from medenhance_dicom.errors import ModelError, RecipeError
+from medenhance_dicom.errors import ModelError, OutputError, RecipeError
 from medenhance_dicom.recipe import pipelines_folder
 from medenhance_dicom.training.checkpoint import load_checkpoint, save_checkpoint
-from medenhance_dicom.training.data import list_pictures, load_picture
+from medenhance_dicom.training.choosing import list_pictures
+from medenhance_dicom.training.data import load_picture
 from medenhance_dicom.training.degradation import DEGRADATIONS
-from medenhance_dicom.training.fit import fit
+from medenhance_dicom.training.fit import METHODS, fit
 from medenhance_dicom.training.method import PicturePool, cosine_rate, linear_decay
-from medenhance_dicom.training.recipe import Pictures, load_training_recipe
+from medenhance_dicom.training.recipe import TASK_METHODS, TERMS, Pictures, load_training_recipe
 
 TINY = """
 name = "tiny"
@@ -204,11 +205,46 @@ def test_a_run_keeps_a_diary(drawn):
         ({"method": "lamegan", "weights.illumination": 0.0, "weights.structure": 0.0}, "needs weights.perceptual"),
         ({"method": "enlightengan", "weights.perceptual": 1.0}, "perceptual.space"),
         ({"task.mode": "joint"}, "task.pictures is empty"),
+        ({"method": "hqgnet", "weights.structure": 50.0}, r"weights\.structure: hqgnet has no such term"),
+        ({"weights.haar": 1.0}, r"weights\.haar: stillgan has no such term"),
+        ({"method": "segmenter", "task.pictures": [{"folder": "high"}]}, r"weights\.paired: segmenter has no such"),
+        ({"schedule.best_by": "poor"}, "validation_poor is empty"),
     ],
 )
 def test_a_recipe_that_contradicts_its_method_is_refused(drawn, change, words):
     with pytest.raises(RecipeError, match=words):
         load_training_recipe(drawn / "tiny.toml", change)
+
+
+def test_every_method_says_which_terms_it_has():
+    assert set(METHODS) == set(TERMS) | set(TASK_METHODS)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "error", "words"),
+    [
+        ({}, {"device": "cuda:7"}, ModelError, "device 'cuda:7' is not available here"),
+        ({}, {"device": "gpu"}, ModelError, "no device 'gpu'"),
+        ({}, {"device": "cpu", "precision": "8-bit"}, ModelError, "precision '8-bit'"),
+        ({"data.size": 200}, {"device": "cpu"}, RecipeError, r"data\.size: 200 is no multiple of 128"),
+        ({"data.size": 200, "method": "hqgnet"}, {"device": "cpu"}, RecipeError, "200 is no multiple of 16"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_it_does(drawn, change, options, error, words):
+    recipe = _recipe_of(drawn, **{"method": "stillgan", **change})
+    with pytest.raises(error, match=words):
+        fit(recipe, data_root=drawn, run=drawn / "run", **options)
+    assert not (drawn / "run").exists()
+
+
+def test_a_run_is_not_overwritten(drawn):
+    (drawn / "run").mkdir()
+    for name in ("last.safetensors", "best.safetensors", "log.jsonl"):
+        (drawn / "run" / name).write_bytes(b"kept")
+        with pytest.raises(OutputError, match="there is a run here"):
+            fit(load_training_recipe(drawn / "tiny.toml"), data_root=drawn, run=drawn / "run", device="cpu")
+        assert (drawn / "run" / name).read_bytes() == b"kept"
+        (drawn / "run" / name).unlink()
 
 
 def test_rates_follow_their_schedules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,10 +21,12 @@ from medenhance_dicom.guides import PICTURE_SUFFIXES, read_picture
 from medenhance_dicom.placement import Placement, squared
 from medenhance_dicom.training.choosing import Chosen, DicomReader, choose, list_pictures, numbers
 from medenhance_dicom.training.degradation import DEGRADATIONS, Picture, flatten_light, lift_veil
+from medenhance_dicom.training.poor import PoorPictures
 from medenhance_dicom.training.recipe import Data, Pictures, TrainingRecipe
 
 Stored = NDArray[np.uint8] | NDArray[np.uint16]
 """A picture (size, size, C) as it is held in memory."""
+Window = tuple[slice, slice]
 Truth = NDArray[Any]
 """Of a task: a mask (size, size, 1), a place (2,), a level or a quality ()."""
 FUNDUS_FLOOR = 12 / 255  # below which a fundus photograph's surround lies
@@ -128,8 +131,15 @@ class TrainingPictures:
         self._of_training: set[tuple[str, str]] = set()
         self.low, self.high = self._all(data.low), self._all(data.high)
         self.pairs_low, self.pairs_high = self._all(data.pairs_low), self._all(data.pairs_high)
-        self.validation_low = self._all(data.validation_low, learned=False)
-        self.validation_high = self._all(data.validation_high, learned=False)
+        low = list(self._loaded(data.validation_low, learned=False))
+        high = list(self._loaded(data.validation_high, learned=False))
+        if low and recipe.method != "quality":
+            _require_pairs(low, high)
+        self.validation_low, self.validation_high = [one.picture for one in low], [one.picture for one in high]
+        self.validation_windows = [one.place.window for one in high]
+        """Rows and columns of `validation` in which the pictures themselves lie."""
+        self._good = high if data.validation_poor else []
+        self._poor = list(self._loaded(data.validation_poor, learned=False))
         if len(self.pairs_low) != len(self.pairs_high):
             raise RecipeError(f"{len(self.pairs_low)} low and {len(self.pairs_high)} high halves do not make pairs")
         self.degrade = DEGRADATIONS.get(data.degradation)
@@ -276,6 +286,27 @@ class TrainingPictures:
         return _turn(low, np.random.default_rng(seed)), _turn(high, np.random.default_rng(seed))
 
     @cached_property
+    def poor(self) -> PoorPictures | None:
+        """What is asked of the real poor pictures; None where there are none."""
+        if not self._poor:
+            return None
+        poor, good = (
+            [(one.chosen.path, unit(one.picture)[one.place.window]) for one in side]
+            for side in (self._poor, self._good)
+        )
+        return PoorPictures(poor, good)
+
+    @cached_property
+    def validation_poor(self) -> list[tuple[Tensor, Window]]:
+        """Real poor pictures, each (1, C, H, W) in [-1, 1], and where it lies in the square."""
+        return [(to_batch([unit(one.picture)]), one.place.window) for one in self._poor]
+
+    @property
+    def knows_truth(self) -> bool:
+        """Whether `validation` has pairs of two different pictures."""
+        return bool(self.validation_low) or self.degrade is not None
+
+    @cached_property
     def validation(self) -> list[tuple[Tensor, Tensor]]:
         """Fixed (low, high) pairs, each (1, C, H, W) in [-1, 1]."""
         pairs = []
@@ -303,6 +334,26 @@ class TrainingPictures:
             poor = self.degrade(good, np.random.default_rng((13, i))) if self.degrade else good
             triples.append((to_batch([good]), to_batch([poor]), truth[..., 0] if truth.ndim == 3 else truth))
         return triples
+
+
+def _require_pairs(low: Sequence[Loaded], high: Sequence[Loaded]) -> None:
+    """Raises RecipeError where validation pictures are no pairs."""
+    if len(low) != len(high):
+        raise RecipeError(
+            f"data.validation_low has {len(low)} pictures, validation_high {len(high)}: they are no pairs; poor ones "
+            "without a better half are validation_poor"
+        )
+    for a, b in zip(low, high, strict=True):
+        names = [one.chosen.path.stem for one in (a, b)]
+        if not names[0].startswith(names[1]) and not names[1].startswith(names[0]) and _digits(*names):
+            raise RecipeError(f"{a.chosen.path}: data.validation_high has {b.chosen.path.name} in its place")
+        if a.place != b.place:
+            raise RecipeError(f"{a.chosen.path}: not of the size of {b.chosen.path}, its better half")
+
+
+def _digits(one: str, other: str) -> bool:
+    """Whether the numbers in two names differ."""
+    return re.findall(r"\d+", one) != re.findall(r"\d+", other)
 
 
 def _turn(picture: Picture, rng: np.random.Generator) -> Picture:

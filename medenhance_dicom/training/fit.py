@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from medenhance_dicom.errors import ModelError
+from medenhance_dicom.errors import ModelError, OutputError, RecipeError
+from medenhance_dicom.inference import choose_device
 from medenhance_dicom.training.checkpoint import half_precision, load_checkpoint, save_checkpoint, save_weights
 from medenhance_dicom.training.choosing import DicomReader
 from medenhance_dicom.training.cycle import CycleMethod
@@ -33,6 +35,8 @@ from medenhance_dicom.training.supervised import FoveaMethod, GradingMethod, Sup
 
 Report = Callable[[int, int, dict[str, float]], None]
 
+KEPT = ("last.safetensors", "best.safetensors", "log.jsonl")
+"""Of a run; where one is, a run is."""
 METHODS: dict[str, type[Method]] = {
     "stillgan": CycleMethod,
     "cyclegan": CycleMethod,
@@ -68,7 +72,7 @@ def fit(
         run: Folder for checkpoints and logs: `last.safetensors` (to resume), `best.safetensors` (the kept network,
             half precision, the moving average that validated best in the last stage reached), companions such as
             `guide_encoder.safetensors`, and the diary (`log.jsonl`, `samples/`, `tensorboard/`).
-        device: "auto", "cpu", "cuda" or "mps".
+        device: "auto", "cpu", "mps", "cuda" or "cuda:N", which is one device.
         devices: Devices per node; more than one trains data-parallel.
         nodes: Nodes.
         precision: Lightning Fabric's word for it: "32-true", "bf16-mixed", "16-mixed".
@@ -82,15 +86,22 @@ def fit(
     Raises:
         RecipeError: The data is not there, or does not fit the recipe.
         InputError: A picture cannot be read.
-        ModelError: The checkpoint, or the weights to start from, do not load.
+        ModelError: The checkpoint, or the weights to start from, do not load or are another network's; or there is no
+            such device or precision.
+        OutputError: The folder has a run already, which is not to be resumed.
     """
-    fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, precision=precision)
-    fabric.launch()
+    last = run / "last.safetensors"
+    if not resume and (taken := [name for name in KEPT if (run / name).exists()]):
+        raise OutputError(f"{run}: there is a run here ({taken[0]}): resume it, or take another folder")
+    fabric = _launched(device, devices, nodes, precision)
     torch.set_flush_denormal(True)
     seed = recipe.schedule.seed
     torch.manual_seed(seed)
     pictures = TrainingPictures(data_root, recipe, dicom)
     method = METHODS[recipe.method](recipe, fabric, pictures)
+    multiple = getattr(getattr(method.network, "module", method.network), "multiple", 1)
+    if recipe.data.size % multiple:
+        raise RecipeError(f"data.size: {recipe.data.size} is no multiple of {multiple}, as the network needs it")
     if recipe.network.start:
         _start_from(recipe.network.start, method.network)
     average = _unwrapped_copy(method.network)
@@ -98,12 +109,14 @@ def fit(
     ends = list(accumulate(stage.steps for stage in stages))
     total, step, best = ends[-1], 0, -np.inf
     run.mkdir(parents=True, exist_ok=True)
-    last = run / "last.safetensors"
     if resume and last.is_file():
         state = load_checkpoint(last)
-        method.load_state_dict(state["method"])
-        average.load_state_dict(state["average"])
-        step, best = state["step"], state["best"]
+        try:
+            method.load_state_dict(state["method"])
+            average.load_state_dict(state["average"])
+            step, best = state["step"], state["best"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ModelError(f"{last}: a checkpoint of another network than the recipe's; see [network]") from error
     diary = Diary(run, first=fabric.is_global_zero, resumed_at=step)
 
     def stage_of(now: int) -> int:
@@ -133,7 +146,7 @@ def fit(
             diary.terms(step, stage.name, terms)
             ended = step == begin + stage.steps
             if stage.validates and (step % recipe.schedule.validate_every == 0 or ended):
-                scores = method.validate(average)
+                scores = method.validate(_as_kept(average))
                 if scores["score"] > best or recipe.schedule.keep == "last":
                     best = scores["score"]
                     if fabric.is_global_zero:
@@ -146,6 +159,26 @@ def fit(
                 save_checkpoint(last, _state(step, best, method, average))
                 saved = time.monotonic()
     return run / "best.safetensors"
+
+
+def _launched(device: str, devices: int, nodes: int, precision: str) -> Fabric:
+    """Fabric on a device as inference names it: auto, cpu, mps or cuda[:N].
+
+    Raises:
+        ModelError: No such device, or not so many, or the precision is none.
+    """
+    place = None if device == "auto" else choose_device(device)
+    chosen: int | list[int] = devices if place is None or place.index is None else [place.index]
+    if isinstance(chosen, list) and devices != 1:
+        raise ModelError(f"device '{device}' is one device, not {devices}")
+    try:
+        fabric = Fabric(
+            accelerator=place.type if place else "auto", devices=chosen, num_nodes=nodes, precision=precision
+        )  # fmt: skip
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise ModelError(f"device '{device}', devices {devices}, precision '{precision}': {error}") from error
+    fabric.launch()
+    return fabric
 
 
 def _start_from(path: Path, network: nn.Module) -> None:
@@ -171,6 +204,15 @@ def export(network: nn.Module, path: Path) -> None:
     kept = half_precision(network)
     about = network.about if isinstance(network, DownstreamTask) else None
     save_weights(path, kept, kept_metadata(about, kept) if about else None)
+
+
+def _as_kept(average: nn.Module) -> nn.Module:
+    """With the weights that are written: rounded to half precision."""
+    rounded = copy.deepcopy(average)
+    for t in (*rounded.parameters(), *rounded.buffers()):
+        if t.is_floating_point():
+            t.data = t.data.half().to(t.dtype)
+    return rounded
 
 
 def _unwrapped_copy(module: nn.Module) -> nn.Module:

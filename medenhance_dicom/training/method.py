@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medenhance_dicom.lassim import lassim
-from medenhance_dicom.training.data import Batch, TrainingPictures
+from medenhance_dicom.metrics.fidelity import psnr
+from medenhance_dicom.training.data import Batch, TrainingPictures, Window
 from medenhance_dicom.training.recipe import TrainingRecipe
 from medenhance_dicom.training.tasks import Cooperation
 
@@ -68,17 +70,34 @@ class Method:
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Scores of a copy of the kept network on the validation pictures; "score" is what the best is chosen by."""
-        scores = enhancement_scores(self.runnable(network), self.pictures.validation, self.fabric)
-        below = max(0.0, self.recipe.schedule.minimum_lassim - scores["lassim_to_input"])
-        return {"score": scores["psnr"] - 1000 * below, **scores}
+        pictures, schedule = self.pictures, self.recipe.schedule
+        run = self.runnable(network)
+        scores = enhancement_scores(run, pictures.validation, pictures.validation_windows, self.fabric)
+        if pictures.poor is not None:
+            scores |= self._poor_scores(run)
+        by_poor = schedule.best_by == "poor" or (schedule.best_by == "auto" and not pictures.knows_truth)
+        by_poor = by_poor and pictures.poor is not None
+        below = max(0.0, schedule.minimum_lassim - scores["poor_lassim_to_input" if by_poor else "lassim_to_input"])
+        return {"score": scores["poor_score" if by_poor else "psnr"] - 1000 * below, **scores}
+
+    def _poor_scores(self, run: nn.Module) -> dict[str, float]:
+        assert self.pictures.poor is not None
+        enhanced, structure = [], []
+        for low, window in self.pictures.validation_poor:
+            out = _enhanced(run, low, self.fabric)
+            structure.append(float(lassim((low + 1) / 2, (out + 1) / 2)))
+            enhanced.append(_picture(out, window))
+        return self.pictures.poor.scores(enhanced) | {"poor_lassim_to_input": float(np.mean(structure))}
 
     def samples(self, network: nn.Module) -> Tensor | None:
-        """Rows of low, enhanced and true validation pictures, (3, H, W) in [0, 1]; None: nothing to see."""
-        run, rows = self.runnable(network).eval(), []
-        for low, high in self.pictures.validation[:4]:
-            with torch.inference_mode(), self.fabric.autocast():
-                out = run(self.fabric.to_device(low)).float().cpu()
-            rows.append(torch.cat([low[0], out[0], high[0]], dim=2))
+        """Rows of low, enhanced and true validation pictures, (3, H, W) in [0, 1]; None: nothing to see.
+
+        Real poor ones follow, with black for the truth.
+        """
+        run, rows = self.runnable(network), []
+        poor = [(low, torch.full_like(low, -1)) for low, _ in self.pictures.validation_poor[:4]]
+        for low, high in self.pictures.validation[:4] + poor:
+            rows.append(torch.cat([low[0], _enhanced(run, low, self.fabric)[0], high[0]], dim=2))
         picture = (torch.cat(rows, dim=1).clamp(-1, 1) + 1) / 2
         return picture.expand(3, -1, -1)
 
@@ -214,29 +233,40 @@ def lassim_loss(x: Tensor, y: Tensor) -> Tensor:
         return 1 - lassim((x.float() + 1) / 2, (y.float() + 1) / 2).mean()
 
 
-def enhancement_scores(network: nn.Module, pairs: list[tuple[Tensor, Tensor]], fabric: Fabric) -> dict[str, float]:
+def enhancement_scores(
+    network: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]], windows: Sequence[Window], fabric: Fabric
+) -> dict[str, float]:
     """Over fixed pairs, the mean PSNR in dB to the truth and the mean LaSSIM to the input.
 
-    `psnr` is of all outputs, `psnr_input` of the degraded inputs, `psnr_unchanged` of good pictures to themselves.
+    `psnr` is of all outputs, `psnr_input` of the degraded inputs, `psnr_unchanged` of good pictures to themselves; as
+    `psnr@8bit` of `evaluate`, in float32 and of the pictures without the black about them, but 60 dB at most.
     """
-    network.eval()
     before, after, unchanged, structure = [], [], [], []
-    with torch.inference_mode(), fabric.autocast():
-        for pair in pairs:
-            low, high = (fabric.to_device(half) for half in pair)
-            out = network(low).float()
-            after.append(psnr(out, high))
-            structure.append(float(lassim((low + 1) / 2, (out + 1) / 2)))
-            if torch.equal(low, high):
-                unchanged.append(after[-1])
-            else:
-                before.append(psnr(low, high))
+    for (low, high), window in zip(pairs, windows, strict=True):
+        out = _enhanced(network, low, fabric)
+        after.append(_psnr(out, high, window))
+        structure.append(float(lassim((low + 1) / 2, (out + 1) / 2)))
+        if torch.equal(low, high):
+            unchanged.append(after[-1])
+        else:
+            before.append(_psnr(low, high, window))
     scores = {"psnr": float(np.mean(after)), "psnr_input": float(np.mean(before)) if before else float("nan")}
     scores["lassim_to_input"] = float(np.mean(structure))
     return scores | ({"psnr_unchanged": float(np.mean(unchanged))} if unchanged else {})
 
 
-def psnr(x: Tensor, y: Tensor) -> float:
-    """In dB, of pictures in [-1, 1], at most 60."""
-    error = (x - y).square().mean().item() / 4  # [-1, 1] has a range of 2
-    return min(-10 * np.log10(error + 1e-12), 60.0)
+def _enhanced(network: nn.Module, low: Tensor, fabric: Fabric) -> Tensor:
+    """(1, C, H, W) in [-1, 1] on the CPU, in float32 as inference computes."""
+    with torch.inference_mode(), torch.autocast(fabric.device.type, enabled=False):
+        out: Tensor = network.eval()(fabric.to_device(low)).float().cpu()
+    return out
+
+
+def _picture(x: Tensor, window: Window) -> NDArray[np.float32]:
+    """(1, C, H, W) in [-1, 1] to the window's (h, w, C) in [0, 1]."""
+    picture: NDArray[np.float32] = ((x[0].permute(1, 2, 0) + 1) / 2).clamp(0, 1).numpy()
+    return picture[window]
+
+
+def _psnr(x: Tensor, y: Tensor, window: Window) -> float:
+    return min(psnr(_picture(x, window), _picture(y, window)), 60.0)

@@ -99,8 +99,13 @@ class Data(_Table):
     relit_fraction: float = 0.0
     """How many of the pairs are a real low-quality picture and itself with flatter light, less veil and more detail."""
     validation_low: list[Pictures] = []
+    """The pixel-aligned other halves of `validation_high`, in the same order and of the same names; of the quality task
+    pictures of low quality."""
     validation_high: list[Pictures]
-    """Pictures never trained on; without `validation_low` they are degraded with fixed seeds."""
+    """Good pictures never trained on; without `validation_low` they are degraded with fixed seeds."""
+    validation_poor: list[Pictures] = []
+    """Real poor pictures never trained on, of which no better ones exist: scored by measures (`training.poor`), against
+    those of `validation_high`."""
 
 
 class Network(_Table):
@@ -127,6 +132,20 @@ class Network(_Table):
     """HQG-Net's guide encoder, a ResNet-18."""
     guide_size: int = 256
     """Side in pixels of the pictures that the guide encoder sees."""
+
+
+_CYCLE = frozenset({
+    "adversarial", "cycle", "identity", "illumination", "structure", "perceptual", "lassim", "paired"
+})  # fmt: skip
+TERMS: dict[str, frozenset[str]] = {
+    "stillgan": _CYCLE,
+    "cyclegan": _CYCLE - {"illumination", "structure"},
+    "lamegan": _CYCLE - {"illumination", "structure"},
+    "miinet": _CYCLE - {"illumination", "structure"},
+    "hqgnet": frozenset({"adversarial", "haar", "content", "lassim", "paired"}),
+    "enlightengan": frozenset({"adversarial", "perceptual", "lassim", "paired"}),
+}
+"""The loss terms that a method has; a task alone has none of `Weights`."""
 
 
 class Weights(_Table):
@@ -281,7 +300,10 @@ class Schedule(_Table):
     ema: float = 0.999
     """Decay of the weights' moving average, which is what is validated and kept."""
     minimum_lassim: float = -1.0
-    """An average whose mean LaSSIM to its inputs is below this loses 1000 dB per unit in the choice of the best."""
+    """An average whose mean LaSSIM to its inputs is below this loses 1000 per unit in the choice of the best."""
+    best_by: Literal["auto", "pairs", "poor"] = "auto"
+    """What the best is chosen by: PSNR to the truth, or the score of `data.validation_poor`. "auto": by pairs where the
+    truth is known (`validation_low` or a degradation), else by the poor ones."""
     keep: Literal["best", "last"] = "best"
     """The average that validated best in the last stage, or the one at the end: PSNR does not see every aim."""
     validate_every: int = 200
@@ -315,12 +337,18 @@ class TrainingRecipe(_Table):
         if self.method == "enlightengan" and self.perceptual.space != "pixel":
             raise ValueError('enlightengan needs perceptual.space = "pixel": its patches have no third level')
         alone = TASK_METHODS.get(self.method)
+        terms = frozenset() if alone else TERMS[self.method]
+        for name in sorted(self.weights.model_fields_set & frozenset.union(*TERMS.values()) - terms):
+            if getattr(self.weights, name):
+                raise ValueError(f"weights.{name}: {self.method} has no such term")
         if alone and self.task.mode != "none":
             raise ValueError(f"a {self.method} trains alone: leave task.mode out")
         if alone and self.task.kind != alone:
             raise ValueError(f"method {self.method!r} needs task.kind {alone!r}")
         if alone or self.task.mode != "none":
             self._check_pictures()
+        if self.schedule.best_by == "poor" and not self.data.validation_poor:
+            raise ValueError("schedule.best_by: data.validation_poor is empty")
         return self
 
     def _check_pictures(self) -> None:
