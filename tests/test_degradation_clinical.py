@@ -13,22 +13,21 @@ from medenhance_dicom.training.degradation import (
     MODELS,
     ordinary_eye,
 )
-from medenhance_dicom.training.degradation.optics import disc_blur, line_blur
+from medenhance_dicom.training.degradation.optics import WIDE, disc_blur, line_blur
 from medenhance_dicom.training.degradation.scene import Scene, fundus_field
 from medenhance_dicom.training.degradation.sensor import grain
 
-FUNDUS = [name for name in MODELS if name.startswith("fundus-")]
-MIXES = ["fundus-clinical"]
-SIDE = 128
+MIXES = ["fundus-clinical", "fundus-other", "endoscopy-clinical", "endoscopy-other"]
+SIDE = 96
 Y, X = np.mgrid[:SIDE, :SIDE]
 
 
 @pytest.fixture(scope="module")
 def eye():
-    """A drawn fundus with vessels and a disc, (128, 128, 3), and its round field."""
-    field = (Y - 64) ** 2 + (X - 60) ** 2 < 58**2
+    """A drawn fundus with vessels and a disc, (96, 96, 3), and its round field."""
+    field = (Y - 48) ** 2 + (X - 45) ** 2 < 43**2
     vessels = np.cos(X / 5 + np.sin(Y / 15)) > 0.9
-    disc = np.exp(-((Y - 60) ** 2 + (X - 95) ** 2) / 100)
+    disc = np.exp(-((Y - 45) ** 2 + (X - 70) ** 2) / 60)
     picture = np.array([0.6, 0.3, 0.12]) * (1 - 0.4 * vessels[..., None]) + disc[..., None] * [0.3, 0.35, 0.25]
     picture = np.clip(picture + 0.005 * np.random.default_rng(0).standard_normal(picture.shape), 0, 1)
     return np.where(field[..., None], picture, 0.01 * (X % 2)[..., None]).astype(np.float32), field
@@ -49,18 +48,18 @@ def detail(picture, field):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_seed_gives_one_picture(eye, name):
-    first, again, other = (MODELS[name].degrade(eye[0], np.random.default_rng(s), eye[1]) for s in (5, 5, 6))
+    first, again, *others = (MODELS[name].degrade(eye[0], np.random.default_rng(s), eye[1]) for s in (5, 5, 6, 7, 8))
     assert np.array_equal(first.picture, again.picture)
     assert np.array_equal(first.seen, again.seen)
     assert first.strength == again.strength
-    assert not np.array_equal(first.picture, other.picture)
+    assert any(not np.array_equal(first.picture, other.picture) for other in others)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_surround_stays_and_nothing_happens_at_strength_0(eye, name):
     picture, field = eye
     before = picture.copy()
-    for seed in range(4):
+    for seed in range(3):
         worse = MODELS[name].degrade(picture, np.random.default_rng(seed), field)
         assert np.array_equal(worse.picture[~field], picture[~field])
         assert (worse.seen[~field] == 1).all()
@@ -75,7 +74,7 @@ def test_the_surround_stays_and_nothing_happens_at_strength_0(eye, name):
 def test_every_model_changes_the_field_and_says_what_is_seen(eye, name):
     picture, field = eye
     changes, seen = [], []
-    for seed in range(8):
+    for seed in range(6):
         worse = MODELS[name].degrade(picture, np.random.default_rng(seed), field)
         assert worse.picture.dtype == worse.seen.dtype == np.float32
         assert 0 <= worse.seen.min() <= worse.seen.max() <= 1
@@ -83,7 +82,7 @@ def test_every_model_changes_the_field_and_says_what_is_seen(eye, name):
         changes.append(np.abs(worse.picture - picture)[field].mean())
         seen.append(worse.seen[field].mean())
     assert np.mean(changes) > 0.0003
-    if name not in ("fundus-lens-colour", "fundus-camera-colours"):
+    if name not in ("fundus-lens-colour", "fundus-camera-colours", "endoscopy-camera-colours"):
         assert np.mean(seen) < 0.999
 
 
@@ -150,12 +149,13 @@ def test_a_disc_and_a_line_keep_the_mean_and_take_nothing_from_outside():
     point = np.zeros((41, 41, 3), np.float32)
     point[20, 20] = 1
     everywhere = Scene(np.ones((41, 41), bool))
-    for radius in (1.0, 2.5, 4.0):
+    distance = np.hypot(*(np.mgrid[:41, :41] - 20))
+    for radius in (1.5, 2.5, 4.0, 8.0):
         spread = disc_blur(point, everywhere, radius)[..., 0]
         assert spread.sum() == pytest.approx(1, abs=1e-3)
-        distance = np.hypot(*(np.mgrid[:41, :41] - 20))
-        assert spread[distance > radius + 1.5].max() < 1e-5
-        assert spread[20, 20] == pytest.approx(1 / (np.pi * radius**2), rel=0.4)
+        assert (spread * distance**2).sum() == pytest.approx((radius + 0.5) ** 2 / 2, rel=0.25)
+        if radius <= WIDE:
+            assert spread[distance > radius + 1.5].max() < 1e-5
     line = line_blur(point, everywhere, 6, 0.0)[..., 1]
     assert line[20, 17:24].sum() == pytest.approx(1, abs=1e-5)
 

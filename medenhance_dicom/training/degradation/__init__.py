@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from medenhance_dicom.training.degradation import fundus
+from medenhance_dicom.training.degradation import endoscopy, fundus, other
 from medenhance_dicom.training.degradation.fundus import ordinary_eye
 from medenhance_dicom.training.degradation.model import Degraded, Model, single
 from medenhance_dicom.training.degradation.relight import flatten_light, lift_veil
@@ -22,7 +22,14 @@ from medenhance_dicom.training.degradation.simple import (
 
 MODELS: dict[str, Model] = {
     "fundus-clinical": fundus.CLINICAL,
-    **{f"fundus-{part.__name__.replace('_', '-')}": single(fundus.CLINICAL, part) for part in fundus.CLINICAL.parts},
+    "endoscopy-clinical": endoscopy.CLINICAL,
+    "fundus-other": other.FUNDUS,
+    "endoscopy-other": other.ENDOSCOPY,
+    **{
+        f"{kind}-{part.__name__.replace('_', '-')}": single(model, part)
+        for kind, model in (("fundus", fundus.CLINICAL), ("endoscopy", endoscopy.CLINICAL))
+        for part in model.parts
+    },
 }
 """Models that also say what can still be seen, by name: `MODELS[name].degrade(picture, rng, field)`."""
 

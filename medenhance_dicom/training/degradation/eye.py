@@ -58,7 +58,7 @@ def haze(picture: Picture, scene: Scene, rng: np.random.Generator, strength: flo
     passed = np.exp(-np.minimum(thickness, 2.5))
     seen = contrast_left(passed * scene.coarse(picture), (1 - passed) * veil[1])
     t = scene.enlarge(passed)[..., None]
-    return picture * t + veil * (1 - t), scene.enlarge(seen)
+    return veil + t * (picture - veil), scene.enlarge(seen)
 
 
 def small_pupil(picture: Picture, scene: Scene, rng: np.random.Generator, strength: float) -> tuple[Picture, Seen]:

@@ -75,8 +75,7 @@ def reflexes(picture: Picture, scene: Scene, rng: np.random.Generator, strength:
     tint = np.array([0.8, 0.95, 1.0]) * rng.uniform(0.85, 1.1, 3)
     added = np.minimum(strength * rng.uniform(0.1, 0.45) * total, 0.8)
     seen = contrast_left(scene.coarse(picture), added)
-    light = scene.enlarge(added)[..., None]
-    return picture + light * tint.astype(np.float32), np.clip(scene.enlarge(seen), 0, 1)
+    return picture + scene.enlarge_colours(*(added * t for t in tint)), np.clip(scene.enlarge(seen), 0, 1)
 
 
 def spots(picture: Picture, scene: Scene, rng: np.random.Generator, strength: float) -> tuple[Picture, Seen]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from medenhance_dicom.training.degradation.scene import Scene, Seen
+from medenhance_dicom.training.degradation.scene import Scene, Seen, spline
 from medenhance_dicom.training.degradation.simple import Picture
 
+WIDE = 3.0  # pixels: larger discs are drawn at half the size
 VESSEL = 2.5  # pixels: a blur of this size leaves half of the fine contrast
 
 
-def _framed(picture: Picture, scene: Scene, pad: int) -> Picture:
-    """Planes (4, H + 2 pad, W + 2 pad): the picture in its field, and the field: a blur takes nothing from outside."""
+def _framed(picture: Picture, scene: Scene) -> Picture:
+    """Planes (4, H, W): the picture in its field, and the field: a blur of all four takes nothing from outside."""
     planes = np.empty((4, *scene.shape), np.float32)
-    inside = scene.field.astype(np.float32)
-    planes[3] = inside
-    np.multiply(picture.transpose(2, 0, 1), inside, out=planes[:3])
-    return np.pad(planes, ((0, 0), (pad, pad), (pad, pad)), mode="edge")
+    planes[3] = scene.field
+    np.multiply(picture.transpose(2, 0, 1), planes[3], out=planes[:3])
+    return planes
 
 
 def _normalised(planes: Picture) -> Picture:
@@ -24,19 +24,31 @@ def _normalised(planes: Picture) -> Picture:
     return (planes[:3] / np.maximum(planes[3], 1e-3)).transpose(1, 2, 0)
 
 
-def disc_blur(picture: Picture, scene: Scene, radius: float) -> Picture:
-    """The mean over a disc of that radius in pixels of this picture, rows as differences of a running sum."""
-    height, width = scene.shape
+def _padded(planes: Picture, pad: int) -> Picture:
+    return np.pad(planes, ((0, 0), (pad, pad), (pad, pad)), mode="edge")
+
+
+def _disc(planes: Picture, radius: float) -> Picture:
+    """The mean over a disc that reaches half a pixel beyond the radius, rows as differences of a running sum.
+
+    A wide disc is drawn at half the size.
+    """
+    height, width = planes.shape[1:]
+    if radius > WIDE:
+        even = np.pad(planes, ((0, 0), (0, height % 2), (0, width % 2)), mode="edge")
+        small = (even[:, ::2, ::2] + even[:, 1::2, ::2] + even[:, ::2, 1::2] + even[:, 1::2, 1::2]) / 4
+        rows, columns = (spline(n, 2 * n)[:size] for n, size in zip(small.shape[1:], (height, width), strict=True))
+        return rows @ _disc(small, radius / 2 - 0.25) @ columns.T
     reach = int(np.ceil(radius))
     middle = reach + 2
-    sums = _framed(picture, scene, middle).cumsum(axis=2)
+    sums = _padded(planes, middle).cumsum(axis=2)
 
     def run(rows: Picture, half: int) -> Picture:
         """Sums over 2 half + 1 pixels of each row."""
         after, before = middle + half, middle - half - 1
         return rows[:, :, after : after + width] - rows[:, :, before : before + width]
 
-    out, area = np.zeros((4, height, width), np.float32), 0.0
+    out, area = np.zeros_like(planes), 0.0
     for dy in range(reach + 1):
         share = min(1.0, max(0.0, radius + 0.5 - dy))  # of the last row
         half = np.sqrt(max(radius * radius - dy * dy, 0.0))
@@ -48,7 +60,12 @@ def disc_blur(picture: Picture, scene: Scene, radius: float) -> Picture:
         if part:
             out += np.float32(share * part) * run(rows, whole + 1)
         area += share * (1 + 2 * half) * (2 if dy else 1)
-    return _normalised(out / np.float32(area))
+    return out / np.float32(area)
+
+
+def disc_blur(picture: Picture, scene: Scene, radius: float) -> Picture:
+    """The mean over a disc of that radius in pixels of this picture, within the field."""
+    return _normalised(_disc(_framed(picture, scene), radius))
 
 
 def line_blur(picture: Picture, scene: Scene, length: float, angle: float) -> Picture:
@@ -58,7 +75,7 @@ def line_blur(picture: Picture, scene: Scene, length: float, angle: float) -> Pi
     at = np.linspace(-length / 2, length / 2, count)
     rows, columns = np.rint(at * np.sin(angle)).astype(int), np.rint(at * np.cos(angle)).astype(int)
     pad = int(np.ceil(length / 2)) + 1
-    planes = _framed(picture, scene, pad)
+    planes = _padded(_framed(picture, scene), pad)
     out = np.zeros((4, height, width), np.float32)
     for dy, dx in zip(rows, columns, strict=True):
         out += planes[:, pad + dy : pad + dy + height, pad + dx : pad + dx + width]

@@ -94,6 +94,11 @@ class Scene:
         step = spline(WAVES, CELLS)
         return np.clip(step @ smooth_field(rng, WAVES, WAVES) @ step.T, 0, 1)
 
+    def patches(self, rng: np.random.Generator, cells: int) -> Picture:
+        """A grid (CELLS, CELLS) in [0, 1], about: random levels in cells x cells places, smoothly joined."""
+        step = spline(cells, CELLS)
+        return step @ rng.random((cells, cells), np.float32) @ step.T
+
     def mean(self, picture: Picture) -> Picture:
         """The mean colour (3,) of the field."""
         inside = self.field[2::4, 2::4]

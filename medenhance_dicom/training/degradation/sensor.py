@@ -13,12 +13,15 @@ from medenhance_dicom.training.degradation.simple import Picture
 FINE = 0.05  # contrast of a fine vessel: noise of this size leaves half of it
 
 
-def grain(rng: np.random.Generator, shape: tuple[int, int], alike: float) -> Picture:
-    """White noise (H, W, 3) of unit variance; `alike` of each channel's is common to all.
+def grain(rng: np.random.Generator, shape: tuple[int, int], alike: float, *, coarse: bool = False) -> Picture:
+    """White noise (H, W, 3) of unit variance, coarse: two pixels wide; `alike` of each channel's is common to all.
 
     One plane is drawn; the channels' own are the same plane rolled far away.
     """
-    plane = rng.standard_normal(shape, np.float32)
+    plane: Picture = rng.standard_normal(shape, np.float32)
+    if coarse:
+        plane = plane + np.roll(plane, 1, 0)
+        plane = (plane + np.roll(plane, 1, 1)) / 2
     out = np.empty((3, *shape), np.float32)
     own = np.float32(np.sqrt(1 - alike * alike))
     for channel in out:
@@ -27,16 +30,21 @@ def grain(rng: np.random.Generator, shape: tuple[int, int], alike: float) -> Pic
     return out.transpose(1, 2, 0)
 
 
-def noise(picture: Picture, scene: Scene, rng: np.random.Generator, strength: float) -> tuple[Picture, Seen]:
-    """+ N(0, a^2 + b^2 I): reading noise a to 0.01, photon noise b to 0.02; at times coarse, as filtered."""
-    reading, photons = strength * rng.uniform(0.002, 0.01), strength * rng.uniform(0.004, 0.02)
-    field = grain(rng, scene.shape, rng.uniform(0, 0.8))
-    if rng.random() < 0.4:
-        field = (field + np.roll(field, 1, 0) + np.roll(field, 1, 1) + np.roll(field, (1, 1), (0, 1))) / 2
+def add_noise(
+    picture: Picture, scene: Scene, rng: np.random.Generator, reading: float, photons: float
+) -> tuple[Picture, Seen]:
+    """I + N(0, reading^2 + photons^2 I), two times in five coarse, as a camera's own filter leaves it."""
+    field = grain(rng, scene.shape, rng.uniform(0, 0.8), coarse=rng.random() < 0.4)
     spread = np.sqrt(np.float32(reading**2) + np.float32(photons**2) * np.clip(picture, 0, 1))
     signal = float(scene.mean(picture)[1])
     relative = np.sqrt(reading**2 + photons**2 * max(signal, 0)) / max(signal, 0.05)
     return picture + spread * field, float(1 / (1 + (relative / (4 * FINE)) ** 2))
+
+
+def noise(picture: Picture, scene: Scene, rng: np.random.Generator, strength: float) -> tuple[Picture, Seen]:
+    """+ N(0, a^2 + b^2 I): reading noise a to 0.01, photon noise b to 0.02."""
+    reading, photons = strength * rng.uniform(0.002, 0.01), strength * rng.uniform(0.004, 0.02)
+    return add_noise(picture, scene, rng, reading, photons)
 
 
 def camera_colours(picture: Picture, scene: Scene, rng: np.random.Generator, strength: float) -> tuple[Picture, Seen]:
