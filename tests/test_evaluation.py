@@ -16,6 +16,7 @@ from medenhance_dicom.evaluation.reporting import evaluate_recipe
 from medenhance_dicom.evaluation.results import Results, Row
 from medenhance_dicom.evaluation.ridges import ridge_centre_lines
 from medenhance_dicom.evaluation.table import markdown, values_of
+from medenhance_dicom.metrics import lesion_contrast
 from tests.conftest import ROOT
 from tests.evaluations import draw, recipe_of, write_pictures
 
@@ -328,3 +329,69 @@ def test_a_score_that_a_picture_has_not_is_told_with_its_reason(drawn, tmp_path)
     before = (tmp_path / "out" / "results.jsonl").read_bytes()
     evaluate_recipe(recipe, drawn, tmp_path / "out")
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == before
+
+
+# ---------------------------------------------------------------- lesions, and squares of one size
+
+
+def test_pictures_masks_and_points_become_squares_of_one_size(tmp_path):
+    picture = np.full((60, 100, 3), 200, np.uint8)
+    picture[20:30, 40:60] = 50
+    (tmp_path / "low").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(picture).save(tmp_path / "low" / "a.png")
+    classes = np.zeros((60, 100), np.uint8)
+    classes[20:30, 40:60] = 2
+    Image.fromarray(classes).save(tmp_path / "masks" / "a.png")
+    (tmp_path / "points.csv").write_text("file,row,column\na.png,24.5,49.5\n")
+    data = {"pictures": PICTURES, "masks": [{"folder": "masks"}], "mask_above": 0, "size": 50,
+            "points": {"table": "points.csv"}}  # fmt: skip
+    (case,) = cases(data, tmp_path)
+    assert case.source.shape == (50, 50, 1)  # grey stored as colour
+    assert not case.source[:10].any()
+    assert not case.source[-10:].any()
+    rows, columns = np.nonzero(case.truth_mask)
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (20, 25, 20, 30)
+    np.testing.assert_allclose(case.source[case.truth_mask], 50 / 255, atol=1e-6)
+    assert case.point == (22, 24.5)
+    (larger,) = cases(data | {"size": 200}, tmp_path)
+    assert larger.source.shape == (200, 200, 1)
+    assert larger.truth_mask.sum() == pytest.approx(4 * 200, rel=0.02)
+
+
+def test_lesions_stand_out_of_their_boxes(tmp_path):
+    picture = np.full((64, 64, 3), 150, np.uint8)
+    picture[20:25, 30:35] = 90
+    picture[40:46, 10:16] = 220
+    (tmp_path / "low").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(picture).save(tmp_path / "low" / name)
+    (tmp_path / "boxes.csv").write_text(
+        "file,class,x1,y1,x2,y2\na.png,dark,28,18,37,27\na.png,bright,8,38,19,49\na.png,disc,50,50,60,60\n"
+    )
+    data = {"pictures": PICTURES, "boxes": {"table": "boxes.csv", "classes": ["dark", "bright"]}}
+    with_boxes, without = cases(data, tmp_path)
+    assert without.truth_mask is None
+    wanted = np.zeros((64, 64), bool)
+    wanted[20:25, 30:35] = wanted[40:46, 10:16] = True
+    np.testing.assert_array_equal(with_boxes.truth_mask, wanted)
+    lowered = 150 / 255 + (with_boxes.source - 150 / 255) / 2
+    assert lesion_contrast(with_boxes.source, lowered, wanted) == pytest.approx(0.5, abs=1e-3)
+    turned = 300 / 255 - with_boxes.source
+    assert lesion_contrast(with_boxes.source, turned, wanted) == pytest.approx(-1, abs=1e-3)
+    assert lesion_contrast(with_boxes.source, with_boxes.source, wanted) == pytest.approx(1)
+    with pytest.raises(ValueError, match="no lesion"):
+        lesion_contrast(with_boxes.source, lowered, np.zeros_like(wanted))
+
+
+def test_where_lesions_are_is_said_once(tmp_path):
+    boxes = {"table": "boxes.csv", "classes": ["dark"]}
+    with pytest.raises(RecipeError, match="in the place of masks"):
+        recipe_of(data={"pictures": PICTURES, "masks": PICTURES, "boxes": boxes})
+    with pytest.raises(RecipeError, match="boxes"):
+        recipe_of(data={"dicom": "x", "boxes": boxes})
+    (tmp_path / "low").mkdir()
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "low" / "a.png")
+    (tmp_path / "boxes.csv").write_text("file,x1,y1,x2,y2\na.png,1,1,2,2\n")
+    with pytest.raises(RecipeError, match="line 2 has no column 'class'"):
+        cases({"pictures": PICTURES, "boxes": boxes}, tmp_path)

@@ -17,16 +17,20 @@ from numpy.typing import NDArray
 
 from medenhance_dicom.conventional import luminance
 from medenhance_dicom.errors import InputError, RecipeError
-from medenhance_dicom.evaluation.recipe import Data, Grades, Points
+from medenhance_dicom.evaluation.recipe import Boxes, Data, Grades, Points
 from medenhance_dicom.evaluation.ridges import ridge_centre_lines
+from medenhance_dicom.evaluation.squares import in_square, squared
 from medenhance_dicom.guides import read_picture
 from medenhance_dicom.masks import field_of_view
+from medenhance_dicom.metrics.lesions import lesions_in_boxes
 from medenhance_dicom.training.choosing import list_pictures
 from medenhance_dicom.training.recipe import Pictures
 
 Unit = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Item = TypeVar("Item")
+Box = tuple[int, int, int, int]
+"""(left, top, right, bottom), right and bottom beyond it."""
 
 _MOST_NAMES = 10
 
@@ -122,7 +126,7 @@ def spread(items: Sequence[Item], count: int | None) -> list[Item]:
 def _known(data: Data, entries: Sequence[_PictureFile]) -> frozenset[str]:
     known = {
         "target": bool(data.targets) or data.degradation != "none",
-        "truth_mask": bool(data.masks) or data.mask_source == "ridge",
+        "truth_mask": bool(data.masks) or data.mask_source == "ridge" or any(entry.boxes for entry in entries),
         "inside": data.field_of_view != "none",
         "grade": any(entry.grade is not None for entry in entries),
         "point": any(entry.point is not None for entry in entries),
@@ -139,10 +143,11 @@ class _PictureFile:
     mask: Path | None = None
     grade: int | None = None
     point: tuple[float, float] | None = None
+    boxes: tuple[Box, ...] = ()
 
     @property
     def key(self) -> str:
-        digest = hashlib.sha256(f"{self.name}\n{settings(self.data)}\n{self.grade} {self.point}".encode())
+        digest = hashlib.sha256(f"{self.name}\n{settings(self.data)}\n{self.grade} {self.point} {self.boxes}".encode())
         for path in (self.path, self.target, self.mask):
             digest.update(b"-" if path is None else hashlib.sha256(_content(path)).digest())
         return digest.hexdigest()
@@ -152,8 +157,15 @@ class _PictureFile:
         target = None if self.target is None else _like(read_picture(self.target), source, self.target)
         mask = None
         if self.mask is not None:
-            mask = _like(read_picture(self.mask), source[..., :1], self.mask)[..., 0] > 0.5
-        return complete(self.data, self.name, source, target, mask, self.grade, self.point)
+            mask = _like(read_picture(self.mask), source[..., :1], self.mask)[..., 0] > self.data.mask_above
+        elif self.boxes:
+            mask = lesions_in_boxes(source, list(self.boxes))
+        point, size = self.point, self.data.size
+        if size is not None:
+            point = None if point is None else in_square(point, source.shape, size)
+            mask = None if mask is None else squared(mask[..., None].astype(np.float32), size)[..., 0] > 0.5
+            source, target = squared(source, size), None if target is None else squared(target, size)
+        return complete(self.data, self.name, source, target, mask, self.grade, point)
 
 
 def complete(
@@ -186,7 +198,10 @@ def complete(
 
 def settings(data: Data) -> str:
     """What `complete` depends on, for a digest."""
-    return json.dumps(data.model_dump(include={"degradation", "seed", "mask_source", "field_of_view"}), sort_keys=True)
+    return json.dumps(
+        data.model_dump(include={"degradation", "seed", "mask_source", "field_of_view", "mask_above", "size"}),
+        sort_keys=True,
+    )
 
 
 def _content(path: Path) -> bytes:
@@ -219,10 +234,12 @@ def _picture_files(data: Data, root: Path) -> list[_PictureFile]:
     masks = _beside(pictures, data.masks, root, "mask") if data.masks else {}
     grades = {} if data.grades is None else _grades(root / data.grades.table, data.grades)
     points = {} if data.points is None else _points(root / data.points.table, data.points)
+    boxes = {} if data.boxes is None else _boxes(root / data.boxes.table, data.boxes)
     return [
         _PictureFile(
             path.relative_to(root if path.is_relative_to(root) else path.parent.parent).as_posix(),
             path, data, targets.get(path), masks.get(path), grades.get(path.name), points.get(path.name),
+            boxes.get(path.name, ()),
         )
         for path in pictures
     ]  # fmt: skip
@@ -254,18 +271,27 @@ def _beside(pictures: Sequence[Path], choices: Sequence[Pictures], root: Path, w
 
 
 def _grades(path: Path, grades: Grades) -> dict[str, int]:
-    return {file: int(row(grades.column)) for file, row in _rows(path)}
+    return {file: int(row(grades.column)) for file, row, _ in _rows(path)}
 
 
 def _points(path: Path, points: Points) -> dict[str, tuple[float, float]]:
     def mean(row: Callable[[str], float], columns: Sequence[str]) -> float:
         return float(np.mean([row(column) for column in columns]))
 
-    return {file: (mean(row, points.row), mean(row, points.column)) for file, row in _rows(path)}
+    return {file: (mean(row, points.row), mean(row, points.column)) for file, row, _ in _rows(path)}
 
 
-def _rows(path: Path) -> Iterator[tuple[str, Callable[[str], float]]]:
-    """The `file` of each row of a CSV, and a look-up of its numbers by column."""
+def _boxes(path: Path, boxes: Boxes) -> dict[str, tuple[Box, ...]]:
+    found: dict[str, tuple[Box, ...]] = {}
+    for file, number, text in _rows(path):
+        if text(boxes.column) in boxes.classes:
+            left, top, right, bottom = (round(number(name)) for name in ("x1", "y1", "x2", "y2"))
+            found[file] = (*found.get(file, ()), (left, top, right + 1, bottom + 1))
+    return found
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Callable[[str], float], Callable[[str], str]]]:
+    """The `file` of each row of a CSV, and look-ups of its numbers and texts by column."""
     try:
         lines = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
     except (OSError, UnicodeDecodeError) as error:
@@ -280,4 +306,9 @@ def _rows(path: Path) -> Iterator[tuple[str, Callable[[str], float]]]:
             except (KeyError, TypeError, ValueError):
                 raise RecipeError(f"{path}: line {number} has no number in column {column!r}") from None
 
-        yield line["file"], value
+        def text(column: str, line: Mapping[str, str] = line, number: int = number) -> str:
+            if line.get(column) is None:
+                raise RecipeError(f"{path}: line {number} has no column {column!r}")
+            return line[column]
+
+        yield line["file"], value, text

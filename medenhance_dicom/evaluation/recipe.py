@@ -40,6 +40,17 @@ class Points(_Table):
     """Columns whose mean is the column."""
 
 
+class Boxes(_Table):
+    """Lesions of which only boxes are known; in each the quarter that stands out most is taken for the lesion."""
+
+    table: str
+    """CSV below the data root: columns file, x1, y1, x2, y2 (pixels, counted from the top left), and one that says of
+    what. A picture that it lacks has none."""
+    column: str = "class"
+    classes: Annotated[list[str], Field(min_length=1)]
+    """Of that column."""
+
+
 class Data(_Table):
     """What is looked at. Paths are relative to the data root (`--data`, else `MEDENHANCE_DATA`)."""
 
@@ -50,7 +61,11 @@ class Data(_Table):
     targets: list[Pictures] = []
     """The truth, pixel for pixel. A file belongs to the picture whose name it has, or begins with."""
     masks: list[Pictures] = []
-    """True vessels, nerves or polyps, found as `targets` are; what is above half is foreground."""
+    """True vessels, nerves, polyps or lesions, found as `targets` are; what is above `mask_above` is foreground."""
+    mask_above: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Of a mask's range; 0 for masks whose values are numbers of classes."""
+    boxes: Boxes | None = None
+    """In the place of masks."""
     mask_source: Literal["files", "ridge"] = "files"
     """"ridge": centre lines of bright ridges in the target, else in the picture: a stand-in where nobody traced any."""
     grades: Grades | None = None
@@ -59,6 +74,8 @@ class Data(_Table):
     """Seeded degradation: the degraded picture is enhanced, the picture itself is the target."""
     seed: int = 7
     """Of the degradation; each picture's own follows from this and its name."""
+    size: Annotated[int, Field(ge=32, le=8192)] | None = None
+    """Everything is padded with black to a square and brought to this side; None: left at its own size."""
     field_of_view: Literal["none", "ellipse", "border"] = "none"
     """Where metrics look, found in the source."""
 
@@ -66,7 +83,10 @@ class Data(_Table):
     def _one_kind(self) -> Data:
         if bool(self.pictures) == (self.dicom is not None):
             raise ValueError("name either pictures or dicom")
-        beside = {"targets": self.targets, "masks": self.masks, "grades": self.grades, "points": self.points}
+        beside = {
+            "targets": self.targets, "masks": self.masks, "grades": self.grades, "points": self.points,
+            "boxes": self.boxes, "size": self.size,
+        }  # fmt: skip
         named = [name for name, value in beside.items() if value]
         if any(one.minimum_brightness for one in (*self.pictures, *self.targets, *self.masks)):
             raise ValueError("minimum_brightness: only training leaves dark pictures out")
@@ -76,6 +96,8 @@ class Data(_Table):
             raise ValueError("targets: with a degradation the pictures themselves are the targets")
         if self.mask_source == "ridge" and self.masks:
             raise ValueError('masks: leave them out with mask_source = "ridge"')
+        if self.boxes and (self.masks or self.mask_source == "ridge"):
+            raise ValueError("boxes: they stand in the place of masks")
         return self
 
 

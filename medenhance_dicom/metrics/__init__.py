@@ -8,6 +8,7 @@ from medenhance_dicom.metrics.distribution import fid, frechet_distance, kid
 from medenhance_dicom.metrics.fidelity import psnr, ssim
 from medenhance_dicom.metrics.fundus import FundusField, GoodColours, fit_colours, load_colours, save_colours
 from medenhance_dicom.metrics.grading import GradingScores, grading_scores, scores_of_counts
+from medenhance_dicom.metrics.lesions import lesion_contrast, lesions_in_boxes
 from medenhance_dicom.metrics.location import LocationScores, field_radius, location_distance, location_scores
 from medenhance_dicom.metrics.niqe import NaturalScenes, fit_niqe, niqe
 from medenhance_dicom.metrics.parameters import load_brisque, load_niqe, save_niqe
@@ -45,6 +46,8 @@ __all__ = [
     "grading_scores",
     "holm",
     "kid",
+    "lesion_contrast",
+    "lesions_in_boxes",
     "load_brisque",
     "load_colours",
     "load_niqe",

@@ -22,6 +22,7 @@ from medenhance_dicom.metrics.distribution import Features, fid, kid, load_encod
 from medenhance_dicom.metrics.fidelity import psnr, ssim
 from medenhance_dicom.metrics.fundus import FundusField, load_colours
 from medenhance_dicom.metrics.grading import GradingScores, grading_scores
+from medenhance_dicom.metrics.lesions import lesion_contrast
 from medenhance_dicom.metrics.location import field_radius, location_distance, location_scores
 from medenhance_dicom.metrics.lpips import load_lpips
 from medenhance_dicom.metrics.niqe import niqe
@@ -298,6 +299,10 @@ _FIXED: dict[str, _Entry] = {
     "colour-shift": _Entry(
         "colour fundus: distance of the mean (a*, b*) from the source's", "colour shift", "neither", "", _INSIDE,
         lambda s: _fundus(s).colour_shift(s.result),
+    ),
+    "lesion-contrast": _Entry(
+        "contrast of the mask's parts to their surrounds in green, over the source's", "lesion contrast", "higher", "",
+        _MASK, lambda s: lesion_contrast(s.source, s.result, _there(s.truth_mask), s.inside),
     ),
     **{
         f"seg-{name}@tol{t}": _Entry(
