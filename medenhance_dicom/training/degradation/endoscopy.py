@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy.ndimage import uniform_filter
 
 from medenhance_dicom.training.degradation.eye import FLOOR, contrast_left
 from medenhance_dicom.training.degradation.model import Model
@@ -19,8 +20,10 @@ def _relit(picture: Picture, scene: Scene, gain: Picture) -> tuple[Picture, Seen
     signal = scene.coarse(picture)
     dark = np.minimum(gain * (signal + FLOOR) / (gain * signal + FLOOR), 1)
     out = picture * scene.enlarge(gain)[..., None]
-    newly = ((out[..., :2] > CLIPPED) & (picture[..., :2] <= CLIPPED)).mean(axis=2, dtype=np.float32)
-    return out, np.clip(scene.enlarge(dark), 0, 1) * (1 - newly)
+    newly = ((out[2::4, 2::4, :2] > CLIPPED) & (picture[2::4, 2::4, :2] <= CLIPPED)).mean(axis=2, dtype=np.float32)
+    if not newly.size:
+        return out, np.clip(scene.enlarge(dark), 0, 1)
+    return out, np.clip(scene.enlarge(dark) * (1 - scene.enlarge(uniform_filter(newly, 3))), 0, 1)
 
 
 def wrong_exposure(picture: Picture, scene: Scene, rng: np.random.Generator, strength: float) -> tuple[Picture, Seen]:

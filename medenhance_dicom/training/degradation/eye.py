@@ -30,7 +30,7 @@ def lens_colour(picture: Picture, scene: Scene, rng: np.random.Generator, streng
     """
     density = strength * rng.uniform(0.1, 0.5)
     place = density * (scene.waves(rng) + 0.5)
-    exposed = 10 ** (2 * density * rng.uniform(0, 0.25))
+    exposed = 10 ** (2 * density * rng.uniform(0, 0.15))
     passed = [exposed * 10 ** (-2 * d * place) for d in DENSITY]
     return picture * scene.enlarge_colours(*passed), 1.0
 
@@ -43,8 +43,8 @@ def haze(picture: Picture, scene: Scene, rng: np.random.Generator, strength: flo
     """
     mean = scene.mean(picture)
     lens = 10 ** (-DENSITY * rng.uniform(0.15, 0.85))
-    white = WHITE * lens * rng.uniform(0.75, 1.25) * rng.uniform(0.92, 1.08, 3)
-    veil = (mean + (white - mean) * rng.uniform(0.3, 0.95)).astype(np.float32)
+    white = WHITE * lens * rng.uniform(0.85, 1.35) * rng.uniform(0.9, 1.1, 3)
+    veil = (mean + (white - mean) * rng.uniform(0.35, 1.0)).astype(np.float32)
     kind = rng.random()
     place = scene.waves(rng)
     if kind < 0.3:
@@ -53,7 +53,7 @@ def haze(picture: Picture, scene: Scene, rng: np.random.Generator, strength: flo
         y, x = scene.place
         cy, cx = rng.uniform(-0.7, 0.7, 2)
         place = np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * rng.uniform(0.25, 0.7) ** 2))
-    least = rng.uniform(0.1, 0.9)
+    least = rng.uniform(0.0, 0.85)
     thickness = strength * rng.uniform(0.7, 2.4) * (least + (1 - least) * place)
     passed = np.exp(-np.minimum(thickness, 2.5))
     seen = contrast_left(passed * scene.coarse(picture), (1 - passed) * veil[1])

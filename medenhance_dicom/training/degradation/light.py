@@ -16,10 +16,10 @@ from medenhance_dicom.training.degradation.simple import Picture
 def exposure(picture: Picture, scene: Scene, rng: np.random.Generator, strength: float) -> tuple[Picture, Seen]:
     """Uneven and wrong light: I 2^stops, stops = e + u (S - mean S); what is too bright will be clipped.
 
-    e, of the whole picture, lies between -1.5 and 0.8 stops; u, of the smooth field S, is 2 at most.
+    e, of the whole picture, lies between -1.5 and 0.7 stops; u, of the smooth field S, is 2 at most.
     """
     field = scene.waves(rng)
-    whole = strength * (rng.uniform(-1.5, 0) if rng.random() < 0.5 else rng.uniform(0, 0.8))
+    whole = strength * (rng.uniform(-1.5, 0) if rng.random() < 0.5 else rng.uniform(0, 0.7))
     stops = whole + strength * rng.uniform(0.2, 2.0) * (field - field.mean())
     gain = 2**stops
     signal = scene.coarse(picture)
@@ -39,7 +39,7 @@ def flare(picture: Picture, scene: Scene, rng: np.random.Generator, strength: fl
     angle = rng.uniform(0, 2 * np.pi)
     if rng.random() < 0.55:
         # A displaced circle of light: the crescent between it and the field's own rim.
-        off, size = rng.uniform(0.15, 0.6), rng.uniform(0.85, 1.15)
+        off, size = rng.uniform(0.15, 0.6), rng.uniform(0.8, 1.08)
         depth = size + off * 0.75 - np.sqrt((y + off * np.sin(angle)) ** 2 + (x + off * np.cos(angle)) ** 2)
         reach, power = rng.uniform(0.06, 0.28), rng.uniform(0.9, 1.8)
         tint = np.array([1.0, 0.85, 0.62]) * rng.uniform(0.88, 1.08, 3)
@@ -49,7 +49,7 @@ def flare(picture: Picture, scene: Scene, rng: np.random.Generator, strength: fl
         depth = 1 - scene.radius
         reach, power = rng.uniform(0.03, 0.16), rng.uniform(0.8, 1.4)
         tint = np.array([0.8, 0.78, 0.42]) * rng.uniform(0.8, 1.15, 3)
-        height = strength * rng.uniform(0.15, 0.55)
+        height = strength * rng.uniform(0.25, 0.8)
         turned = np.cos(np.arctan2(y, x) - angle)
         around = np.exp(rng.uniform(0, 2.5) * (turned - 1))
     depth = np.maximum(depth, 0)

@@ -50,7 +50,7 @@ def noise(picture: Picture, scene: Scene, rng: np.random.Generator, strength: fl
 def camera_colours(picture: Picture, scene: Scene, rng: np.random.Generator, strength: float) -> tuple[Picture, Seen]:
     """Another camera: (M I w)^g; M mixes the channels (rows sum to 1), w is the white balance, g 0.75 to 1.35."""
     mix = np.eye(3) + strength * rng.uniform(-0.12, 0.12, (3, 3))
-    mix = mix / mix.sum(axis=1, keepdims=True) * (2 ** (strength * rng.uniform(-0.35, 0.35, 3)))[:, None]
+    mix = mix / mix.sum(axis=1, keepdims=True) * (2 ** (strength * rng.uniform(-0.25, 0.25, 3)))[:, None]
     gamma = np.float32(2 ** (strength * rng.uniform(-0.4, 0.4)))
     planes = mix.astype(np.float32) @ picture.transpose(2, 0, 1).reshape(3, -1)
     return np.power(np.clip(planes, 0, None), gamma).reshape(3, *scene.shape).transpose(1, 2, 0), 1.0
