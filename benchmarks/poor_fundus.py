@@ -106,8 +106,9 @@ def sets(name: str, part: str) -> tuple[Pictures, Pictures]:
         "part": None if part == "all" else part,
     }
     if name == "srahim_dr":
-        common["group"] = "patient"
+        common |= {"group": "patient", "split": "srahim"}
         return tuple(Pictures(**common, where={"tier": tier}) for tier in ("low", "high"))
+    common |= {"group": "file", "split": name}
     return (
         Pictures(**common, column="elvd_quality", at_most=0.85),
         Pictures(**common, column="elvd_quality", at_least=0.98),
@@ -455,7 +456,7 @@ def main() -> None:
 
     worst = list(eyes(data, low, patients, arguments.n)) if "poor" in parts or "rim" in parts else []
     best = list(eyes(data, high, patients, arguments.n)) if "good" in parts else []
-    idrid_test = Pictures(folder="fundus/idrid_codras/images", first=0.85)
+    idrid_test = Pictures(folder="fundus/idrid_codras/images", group="file", split="idrid", part="test")
     truths = (
         [
             eye

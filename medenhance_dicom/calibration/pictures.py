@@ -1,4 +1,4 @@
-"""Pictures to calibrate on and to test on, split by the patient or sequence that their names tell."""
+"""Pictures to calibrate on and to test on, split by the patient or sequence that a table or their names tell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.guides import PICTURE_SUFFIXES
-from medenhance_dicom.training.choosing import group_of
+from medenhance_dicom.training.choosing import group_of, known_groups
 
 __all__ = ["Folder", "Sample", "digest_of", "find_pictures", "split", "unseen"]
 
@@ -39,10 +39,11 @@ class Folder:
 
 
 def find_pictures(folders: Sequence[Path]) -> list[Sample]:
-    """All pictures below the folders, sorted; folders of masks are passed over.
+    """All pictures below the folders, sorted; folders of masks and doubles are passed over.
 
     Raises:
         InputError: A folder is missing or holds no picture.
+        RecipeError: A table of groups cannot be read.
     """
     samples = []
     for folder in folders:
@@ -50,7 +51,11 @@ def find_pictures(folders: Sequence[Path]) -> list[Sample]:
         found = [p for p in found if not NOT_PICTURES & set(p.relative_to(folder).parts[:-1])]
         if not found:
             raise InputError(f"{folder}: no pictures")
-        samples += [Sample(path, f"{folder.resolve()}:{group_of(path)}") for path in found]
+        known = known_groups(folder)
+        for path in found:
+            group = known.get(path.name, group_of(path))
+            if group is not None:
+                samples.append(Sample(path, f"{folder.resolve()}:{group}"))
     return samples
 
 
