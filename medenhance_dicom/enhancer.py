@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, get_args, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
+
+Look = Literal["natural", "even"]
+"""As a good camera would have taken it, or of even light and colour."""
+LOOKS: tuple[Look, ...] = get_args(Look)
+"""In the order of the numbers by which a network knows them."""
 
 
 @dataclass(frozen=True)

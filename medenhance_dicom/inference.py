@@ -21,9 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from medenhance_dicom.enhancer import EnhancerSpec
+from medenhance_dicom.enhancer import LOOKS, EnhancerSpec, Look
 from medenhance_dicom.errors import OUT_OF_MEMORY, FrameError, ModelError, is_out_of_memory
 from medenhance_dicom.manifest import Manifest, load_manifest, load_network
+from medenhance_dicom.networks.fields import GUIDE, FieldsGenerator
 from medenhance_dicom.networks.hqgnet import GuidedNetwork, HQGNetGenerator
 
 __all__ = [
@@ -311,6 +312,7 @@ def load_enhancer(
     precision: str = "auto",
     batch: int = 1,
     v_z: NDArray[np.float32] | None = None,
+    look: Look = "natural",
 ) -> NetworkEnhancer:
     """Weights of the manifest, ready to run.
 
@@ -325,6 +327,7 @@ def load_enhancer(
         precision: See `choose_precision`.
         batch: See `NetworkEnhancer`.
         v_z: The guide's vector (64,), for weights that take a guide; the others ignore it.
+        look: Of "fields"; the others have but one.
 
     Raises:
         ModelError: The weights do not load or lack their guide, or device, engine or precision is not to be had.
@@ -339,8 +342,9 @@ def load_enhancer(
     chosen_engine = choose_engine(engine, place)
     chosen = choose_precision(precision, place, chosen_engine)
     network = load_network(key, manifest)
-    if isinstance(network, HQGNetGenerator):
-        network = GuidedNetwork(network, torch.zeros(64) if v_z is None else torch.from_numpy(v_z.copy()))
+    if isinstance(network, HQGNetGenerator | FieldsGenerator):
+        guide = torch.zeros(GUIDE) if v_z is None else torch.from_numpy(v_z.copy())
+        network = GuidedNetwork(network, guide, LOOKS.index(look))
     enhancer = NetworkEnhancer(network, spec, place, chosen_engine, chosen, batch=batch)
     if precision == "auto" and chosen != "fp32" and not measure_parity(enhancer).within(PARITY[chosen]):
         _log.warning("%s: %s is too far from float32 on this machine; float32 it is", key, chosen)

@@ -37,7 +37,8 @@ __all__ = [
 
 ENVIRONMENT = "MEDENHANCE_MODELS"
 FILE_NAME = "manifest.toml"
-GUIDED_NETWORK = "hqgnet"
+GUIDED_NETWORKS = ("hqgnet", "fields")
+"""Led by a stored guide."""
 KINDS = ("Modality", "SOPClassUID", "PhotometricInterpretation")
 """By which weights say what they are for."""
 
@@ -110,7 +111,10 @@ class GateLimits(BaseModel):
 
 
 class GuideEncoderEntry(_Entry):
-    """HQG-Net's cue extractor G, which makes guides; inference does not need it."""
+    """The cue extractor G, which makes guides; inference does not need it."""
+
+    network: Literal["guide_encoder", "look_encoder"] = "guide_encoder"
+    """HQG-Net's, or that of "fields"."""
 
     file: str
     """Path of the safetensors file, relative to the manifest."""
@@ -144,7 +148,7 @@ class WeightsEntry(_Entry):
     config: dict[str, Any] = {}
     """The network's keyword arguments."""
     guide_encoder: GuideEncoderEntry | None = None
-    """For network "hqgnet" alone."""
+    """For the networks that a guide leads: "hqgnet", "fields"."""
     match: Match
     """The only pictures that they are for: values of Modality, SOPClassUID and PhotometricInterpretation."""
     input: InputContract
@@ -167,19 +171,19 @@ class WeightsEntry(_Entry):
 
     @model_validator(mode="after")
     def _check_guide_encoder(self) -> WeightsEntry:
-        if self.guide_encoder is not None and self.network != GUIDED_NETWORK:
-            raise ValueError(f"guide_encoder is for network {GUIDED_NETWORK}")
+        if self.guide_encoder is not None and self.network not in GUIDED_NETWORKS:
+            raise ValueError(f"guide_encoder is for network {' or '.join(GUIDED_NETWORKS)}")
         return self
 
     @property
     def takes_guide(self) -> bool:
         """Whether the network needs a stored guide."""
-        return self.method == GUIDED_NETWORK
+        return self.method in GUIDED_NETWORKS
 
     @property
     def method(self) -> str:
         """What derived objects call it: the network, and of an HQG-Net without a guide also what stands for it."""
-        guidance = self.config.get("guidance", "guided") if self.network == GUIDED_NETWORK else "guided"
+        guidance = self.config.get("guidance", "guided") if self.network == "hqgnet" else "guided"
         return self.network if guidance == "guided" else f"{self.network}-{guidance}"
 
 
@@ -241,8 +245,8 @@ def load_network(key: str, manifest: Manifest | None = None) -> nn.Module:
         manifest: By default `load_manifest()`.
 
     Returns:
-        The network in eval mode, float32, on the CPU, without gradients; (B, C, H, W) in [-1, 1] to the same. An
-        HQG-Net comes as its bare generator, (B, C, H, W) in [0, 1] and v_z (B, 64) to (B, C, H, W) in [0, 1].
+        The network in eval mode, float32, on the CPU, without gradients; (B, C, H, W) in [-1, 1] to the same. One
+        that a guide leads comes as its bare generator, of pictures in [0, 1] and v_z (B, 64).
 
     Raises:
         ModelError: Unknown key or network, missing or altered file, keys or shapes that do not fit, non-finite weights.
@@ -256,7 +260,7 @@ def load_guide_encoder(key: str, manifest: Manifest | None = None) -> nn.Module:
     """Build the guide encoder of some weights and fill it with its verified weights.
 
     Args:
-        key: A [weights.<key>] of network "hqgnet".
+        key: A [weights.<key>] of a network that a guide leads.
         manifest: By default `load_manifest()`.
 
     Returns:
@@ -269,7 +273,7 @@ def load_guide_encoder(key: str, manifest: Manifest | None = None) -> nn.Module:
     encoder = manifest.entry(key).guide_encoder
     if encoder is None:
         raise ModelError(f"{key}: {FILE_NAME} names no guide encoder for these weights")
-    return _filled(key, manifest, encoder, "guide_encoder")
+    return _filled(key, manifest, encoder, encoder.network)
 
 
 def load_detector(manifest: Manifest | None = None) -> nn.Module | None:

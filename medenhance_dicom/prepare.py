@@ -168,7 +168,10 @@ def prepare_recipe(
     key = recipe.enhancer.weights or ""
     entry = manifest.entry(key)
     v_z = guide.v_z if guide else None
-    network = load_enhancer(key, manifest=manifest, device=device, engine=engine, precision=precision, v_z=v_z)
+    look = recipe.enhancer.look
+    network = load_enhancer(
+        key, manifest=manifest, device=device, engine=engine, precision=precision, v_z=v_z, look=look
+    )
     enhancer: Enhancer = network
     if recipe.enhancer.strength != 1:
         enhancer = Strengthened(network, recipe.enhancer.strength)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from medenhance_dicom.enhancer import Look
 from medenhance_dicom.errors import RecipeError
 from medenhance_dicom.matching import Fact, Match, misfits
 from medenhance_dicom.tables import checked, read_table
@@ -65,6 +66,8 @@ class EnhancerRecipe(_Part):
     """A stored guide that fits these weights; auto: by modality and camera. Only networks led by a guide look at it."""
     strength: Annotated[float, Field(gt=0, le=2)] = 1.0
     """The network's change is multiplied by this; conventional methods have a parameter of their own."""
+    look: Look = "natural"
+    """Of the network "fields": as a good camera would have taken it, or of even light and colour; others have one."""
     parameters: dict[str, Parameter] = {}
     """The conventional method's own parameters, see conventional.py."""
 
@@ -146,6 +149,8 @@ class Recipe(_Part):
         value = self.model_dump(mode="json")
         if self.intensity.scope == "auto":
             del value["intensity"]["scope"]
+        if self.enhancer.look == "natural":
+            del value["enhancer"]["look"]
         canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
@@ -154,6 +159,8 @@ class Recipe(_Part):
         parameters: dict[str, object] = dict(self.enhancer.parameters)
         if self.enhancer.strength != 1:
             parameters["strength"] = self.enhancer.strength
+        if self.enhancer.look != "natural":
+            parameters["look"] = self.enhancer.look
         return ", ".join(f"{name} {value}" for name, value in parameters.items())
 
     def fits(self, facts: Mapping[str, Fact]) -> bool:

@@ -110,7 +110,7 @@ def test_training_recipes_are_not_looked_at():
 def test_the_digest_is_sha256_of_canonical_json():
     one = recipe()
     value = one.model_dump(mode="json")
-    del value["intensity"]["scope"]  # a later key
+    del value["intensity"]["scope"], value["enhancer"]["look"]  # later keys
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     assert one.digest == hashlib.sha256(text.encode()).hexdigest()
     assert one.digest == recipe().digest
@@ -204,3 +204,11 @@ def test_field_normalisation_is_never_chosen_on_its_own():
             facts = {"SOPClassUID": sop_class, "Modality": "OP", "PhotometricInterpretation": photometric}
             assert plain.fits(facts)
             assert match_recipe(facts, recipes.values()).enhancer.method == "network"
+
+
+def test_the_look_is_part_of_the_digest_where_it_is_not_the_natural_one():
+    shipped = load_recipe(pipelines_folder() / "op-fundus-stillgan.toml")
+    assert "look" not in shipped.parameters_in_words()
+    even = shipped.model_copy(update={"enhancer": shipped.enhancer.model_copy(update={"look": "even"})})
+    assert even.digest != shipped.digest
+    assert "look even" in even.parameters_in_words()

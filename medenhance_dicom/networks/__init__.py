@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from medenhance_dicom.networks.csnet import CSNet
 from medenhance_dicom.networks.detector import AlterationDetector
 from medenhance_dicom.networks.enlightengan import EnlightenGANGenerator
+from medenhance_dicom.networks.fields import FieldsGenerator, LookEncoder
 from medenhance_dicom.networks.guide_encoder import GuideDecoder, GuideEncoder
 from medenhance_dicom.networks.heatmap import HeatMapNet
 from medenhance_dicom.networks.hqgnet import GuidedNetwork, HQGNetGenerator
@@ -24,12 +25,14 @@ __all__ = [
     "AlterationDetector",
     "CSNet",
     "EnlightenGANGenerator",
+    "FieldsGenerator",
     "GatedResNet8",
     "GuideDecoder",
     "GuideEncoder",
     "GuidedNetwork",
     "HQGNetGenerator",
     "HeatMapNet",
+    "LookEncoder",
     "MCFNet",
     "ResNet9Generator",
     "StillGANGenerator",
@@ -41,9 +44,11 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "csnet": CSNet,
     "detector": AlterationDetector,
     "enlightengan": EnlightenGANGenerator,
+    "fields": FieldsGenerator,
     "guide_encoder": GuideEncoder,
     "heatmap": HeatMapNet,
     "hqgnet": HQGNetGenerator,
+    "look_encoder": LookEncoder,
     "mcfnet": MCFNet,
     "resnet8": GatedResNet8,
     "resnet9": ResNet9Generator,
@@ -61,8 +66,8 @@ def build_network(name: str, **config: Any) -> nn.Module:
 
     Returns:
         A module. "stillgan", "resnet9" and "enlightengan" map (B, C, H, W) in [-1, 1] to the same shape and range;
-        "hqgnet" does so through `GuidedNetwork`; "guide_encoder" gives vectors, "csnet", "unet",
-        "heatmap", "resnet8", "mcfnet" and "detector" logits.
+        "hqgnet" and "fields" do so through `GuidedNetwork`; "guide_encoder" and "look_encoder" give vectors,
+        "csnet", "unet", "heatmap", "resnet8", "mcfnet" and "detector" logits.
 
     Raises:
         KeyError: No network of that name.

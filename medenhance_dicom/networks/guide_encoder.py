@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medenhance_dicom.networks.hqgnet import GUIDE
+from medenhance_dicom.networks.fields import GUIDE
 from medenhance_dicom.networks.resnet import BasicBlock, ResNetEncoder
 
 COARSEST = 8  # side of the decoder's first feature map

@@ -6,10 +6,41 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-Head = Literal["tanh", "gain", "normalised_gain"]
+from medenhance_dicom.networks.fields import CELLS, apply_fields, fields_of, numbers_of_fields, pyramid
+
+Head = Literal["tanh", "gain", "normalised_gain", "fields"]
+"""The papers' own; a gain and an offset for each pixel; smooth fields, see `networks.fields`."""
 
 MAXIMUM_LOG_GAIN = 1.5
+
+
+def head_channels(head: str, channels: int) -> int:
+    """What the last convolution has to give for a picture of that many channels."""
+    if head in ("tanh", "sigmoid"):
+        return channels
+    return numbers_of_fields(channels) if head == "fields" else 2 * channels
+
+
+def apply_head(x: Tensor, h: Tensor, head: Head) -> Tensor:
+    """What a generator makes of a picture.
+
+    Args:
+        x: (B, C, H, W) in [-1, 1], the network's input.
+        h: (B, `head_channels`, H, W), of the last convolution; with "fields" its means over 12 x 12 cells count.
+        head: Which.
+
+    Returns:
+        (B, C, H, W) in [-1, 1].
+    """
+    if head == "tanh":
+        return torch.tanh(h)
+    if head == "fields":
+        levels, rest = pyramid((x.float() + 1) / 2)
+        fields = fields_of(F.adaptive_avg_pool2d(h, CELLS), x.shape[1])
+        return (2 * apply_fields(levels, rest, fields) - 1).clamp(-1, 1)
+    return apply_gain(x, h, normalised=head == "normalised_gain")
 
 
 def apply_gain(x: Tensor, h: Tensor, *, normalised: bool) -> Tensor:

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medenhance_dicom.networks.heads import apply_gain
+from medenhance_dicom.networks.fields import GUIDE, FieldsGenerator
+from medenhance_dicom.networks.heads import apply_head, head_channels
 from medenhance_dicom.networks.resnet import Bottleneck, Norm, ResNetEncoder
 
 Stem = Literal["full", "light"]
 Adaptive = Literal["adalin", "adain", "adaln"]
 Guidance = Literal["guided", "learned", "none"]
-UnitHead = Literal["sigmoid", "gain", "normalised_gain"]
+UnitHead = Literal["sigmoid", "gain", "normalised_gain", "fields"]
 
-GUIDE = 64  # numbers in v_z
 CONTENT = 16  # numbers in v_y
 LEAK = 0.2
 EPSILON = 1e-5
@@ -95,7 +95,8 @@ class HQGNetGenerator(nn.Module):
         adaptive: Normalisation of the decoder; "adain" and "adaln" are the paper's ablation.
         guidance: "guided" reads v_z. "learned" replaces it with a parameter, "none" drops v_c from the decoder: the
             paper's ablation; both ignore the argument v_z.
-        head: "sigmoid", the paper's, or `heads.apply_gain` on the input picture. "gain" starts as the identity.
+        head: "sigmoid", the paper's, or `heads.apply_head` on the input picture; "gain" and "fields" start as the
+            identity.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class HQGNetGenerator(nn.Module):
         self.merge.append(nn.Conv2d(f[3], d[3], 3, padding=1))
         self.vin = nn.ModuleList(VIN(c, adaptive, guided=guidance != "none") for c in d)
         self.tail = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(1 if full else 2))
-        self.last = nn.Conv2d(width, channels if head == "sigmoid" else 2 * channels, 1)
+        self.last = nn.Conv2d(width, head_channels(head, channels), 1)
         self.v_z = nn.Parameter(torch.randn(1, GUIDE)) if guidance == "learned" else None
         if head != "sigmoid":
             for p in self.last.parameters():
@@ -162,7 +163,7 @@ class HQGNetGenerator(nn.Module):
         h = self.last(h)  # (B, C or 2C, H, W)
         if self.head == "sigmoid":
             return torch.sigmoid(h.float()), v_y
-        return (apply_gain(2 * y - 1, h, normalised=self.head == "normalised_gain") + 1) / 2, v_y
+        return (apply_head(2 * y - 1, h, self.head) + 1) / 2, v_y
 
     def content_vector(self, y: Tensor) -> Tensor:
         """v_y = FC_e(GAP(f_4(y))): (B, C, H, W) in [0, 1] -> (B, 16)."""
@@ -194,21 +195,27 @@ class GuidedNetwork(nn.Module):
     Args:
         generator: Trained.
         v_z: (64,), the guide's code; a generator without guidance ignores it.
+        look: Of a `FieldsGenerator`: 0 natural, 1 even.
 
     Raises:
         ValueError: v_z has another shape.
     """
 
     v_z: Tensor
+    look: Tensor
 
-    def __init__(self, generator: HQGNetGenerator, v_z: Tensor) -> None:
+    def __init__(self, generator: HQGNetGenerator | FieldsGenerator, v_z: Tensor, look: float = 0.0) -> None:
         super().__init__()
         if v_z.shape != (GUIDE,):
             raise ValueError(f"a guide's code has {GUIDE} numbers, not the shape {tuple(v_z.shape)}")
         self.generator = generator
         self.channels, self.multiple = generator.channels, generator.multiple
         self.register_buffer("v_z", v_z.detach().clone())
+        self.register_buffer("look", torch.full((1, 1), float(look)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> (B, C, H, W) in [-1, 1]."""
-        return 2 * self.generator((x + 1) / 2, self.v_z[None]) - 1
+        y = (x + 1) / 2
+        if isinstance(self.generator, FieldsGenerator):
+            return 2 * self.generator(y, self.v_z[None], self.look) - 1
+        return 2 * self.generator(y, self.v_z[None]) - 1

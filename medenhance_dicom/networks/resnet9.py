@@ -6,10 +6,9 @@ borders, ReLU, instance normalisation without affine parameters and without runn
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from medenhance_dicom.networks.heads import Head, apply_gain
+from medenhance_dicom.networks.heads import Head, apply_head, head_channels
 from medenhance_dicom.networks.initialisation import normal_start
 
 BLOCKS = 9
@@ -58,14 +57,12 @@ class ResNet9Generator(nn.Module):
         for c in (2 * width, width):
             layers += [nn.ConvTranspose2d(2 * c, c, 3, 2, 1, output_padding=1), nn.InstanceNorm2d(c), nn.ReLU()]
         self.body = nn.Sequential(*layers)
-        self.last = _reflected(width, channels if head == "tanh" else 2 * channels, 7)
+        self.last = _reflected(width, head_channels(head, channels), 7)
         normal_start(self)
         if head != "tanh":
             nn.init.zeros_(self.last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> (B, C, H, W) in [-1, 1]."""
-        h = self.last(self.body(x))  # (B, C or 2C, H, W)
-        if self.head == "tanh":
-            return torch.tanh(h)
-        return apply_gain(x, h, normalised=self.head == "normalised_gain")
+        h = self.last(self.body(x))  # (B, what the head asks for, H, W)
+        return apply_head(x, h, self.head)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medenhance_dicom.networks.heads import Head, apply_gain
+from medenhance_dicom.networks.heads import Head, apply_head, head_channels
 
 Layout = Literal["figure", "released"]
 
@@ -73,7 +73,8 @@ class StillGANGenerator(nn.Module):
         head: "tanh", the paper's. "gain" reads the last 1x1 convolution as a bounded log-gain and an offset for the
             picture itself, so that at its zero start the network is the identity and pixel noise need not travel
             through it. "normalised_gain" does the same to the picture brought to zero mean and unit deviation, for
-            domains whose good pictures all have one brightness.
+            domains whose good pictures all have one brightness. "fields": gain, veil and detail as smooth fields,
+            see `networks.fields`.
     """
 
     def __init__(self, *, channels: int = 3, width: int = 64, layout: Layout = "figure", head: Head = "tanh") -> None:
@@ -88,7 +89,7 @@ class StillGANGenerator(nn.Module):
             ResidualBlock((s if released else b) + s, s) for b, s in zip(below, c, strict=False)
         )
         self.up = nn.ModuleList(UpConvolution(b, s) for b, s in zip(below, c, strict=True)) if released else None
-        self.last = nn.Conv2d(c[0], channels if head == "tanh" else 2 * channels, 1)
+        self.last = nn.Conv2d(c[0], head_channels(head, channels), 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
@@ -111,5 +112,5 @@ class StillGANGenerator(nn.Module):
             else:
                 h = F.interpolate(h, scale_factor=2.0, mode="bilinear", align_corners=False)
             h = self.decoder[k](torch.cat([skips[k], h], dim=1))
-        h = self.last(h)  # (B, C or 2C, H, W)
-        return torch.tanh(h) if self.head == "tanh" else apply_gain(x, h, normalised=self.head == "normalised_gain")
+        h = self.last(h)  # (B, what the head asks for, H, W)
+        return apply_head(x, h, self.head)

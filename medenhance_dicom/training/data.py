@@ -68,12 +68,16 @@ class Loaded:
     place: Placement
     """Where the file's own pixels lie in it."""
     chosen: Chosen
+    folder: str
+    """Of the recipe's `Pictures`: the set that it belongs to."""
 
 
 def _load(root: Path, choice: Pictures, data: Data, dicom: DicomReader | None) -> list[Loaded]:
     def loaded(one: Chosen, picture: Picture) -> Loaded:
         height, width = picture.shape[:2]
-        return Loaded(stored(picture, data.channels, data.size), Placement(height, width, data.size), one)
+        return Loaded(
+            stored(picture, data.channels, data.size), Placement(height, width, data.size), one, choice.folder
+        )
 
     chosen = choose(root, choice, dicom)
     instances = {one.path: one for one in chosen if one.path.suffix.lower() not in PICTURE_SUFFIXES}
@@ -129,7 +133,9 @@ class TrainingPictures:
         data, task = recipe.data, recipe.task
         self._root, self._dicom = root, dicom
         self._of_training: set[tuple[str, str]] = set()
-        self.low, self.high = self._all(data.low), self._all(data.high)
+        self.loaded_low = list(self._loaded(data.low, learned=True))
+        self.loaded_high = list(self._loaded(data.high, learned=True))
+        self.low, self.high = ([one.picture for one in side] for side in (self.loaded_low, self.loaded_high))
         self.pairs_low, self.pairs_high = self._all(data.pairs_low), self._all(data.pairs_high)
         low = list(self._loaded(data.validation_low, learned=False))
         high = list(self._loaded(data.validation_high, learned=False))

@@ -27,6 +27,7 @@ from medenhance_dicom.training.data import Batch, TrainingPictures
 from medenhance_dicom.training.diary import Diary
 from medenhance_dicom.training.downstream import DownstreamTask, kept_metadata
 from medenhance_dicom.training.enlightengan import EnlightenGANMethod
+from medenhance_dicom.training.fields import FieldsMethod
 from medenhance_dicom.training.hqgnet import HQGNetMethod
 from medenhance_dicom.training.method import Method
 from medenhance_dicom.training.recipe import TrainingRecipe
@@ -44,6 +45,7 @@ METHODS: dict[str, type[Method]] = {
     "miinet": CycleMethod,
     "hqgnet": HQGNetMethod,
     "enlightengan": EnlightenGANMethod,
+    "fields": FieldsMethod,
     "segmenter": SegmenterMethod,
     "fovea": FoveaMethod,
     "grading": GradingMethod,

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medenhance_dicom.networks.fields import GUIDE
 from medenhance_dicom.networks.guide_encoder import GuideDecoder, GuideEncoder
-from medenhance_dicom.networks.hqgnet import GUIDE, GuidedNetwork, HQGNetGenerator
+from medenhance_dicom.networks.hqgnet import GuidedNetwork, HQGNetGenerator
 from medenhance_dicom.training.data import Batch, TrainingPictures, to_batch, unit
 from medenhance_dicom.training.discriminators import PatchDiscriminator
 from medenhance_dicom.training.losses import (

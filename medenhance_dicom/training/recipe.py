@@ -118,7 +118,7 @@ class Network(_Table):
     """Of the methods with a cycle."""
     width: int = 64
     layout: Literal["figure", "released"] = "figure"
-    head: Literal["tanh", "gain", "normalised_gain"] = "tanh"
+    head: Literal["tanh", "gain", "normalised_gain", "fields"] = "tanh"
     """HQG-Net's own "tanh" is a Sigmoid."""
     discriminator_width: int = 64
     start: Path | None = None
@@ -147,6 +147,7 @@ TERMS: dict[str, frozenset[str]] = {
     "miinet": _CYCLE - {"illumination", "structure"},
     "hqgnet": frozenset({"adversarial", "haar", "content", "lassim", "paired"}),
     "enlightengan": frozenset({"adversarial", "perceptual", "lassim", "paired"}),
+    "fields": frozenset(),
 }
 """The loss terms that a method has; a task alone has none of `Weights`."""
 
@@ -182,6 +183,57 @@ class Weights(_Table):
     """Block sizes of the illumination loss."""
     crop: int | None = 384
     """Side of the window for illumination and structure losses."""
+
+
+class FieldLook(_Table):
+    """What a picture in one look is to have; `training.field_losses` measures it."""
+
+    vessel_depth: float
+    """Of poor pictures, and of all in the even look. The measure's square sees about .93 of the metric's disc."""
+    colour_distance: float
+    """At most, in deviations of the camera's good pictures."""
+    structure: float
+    """Correlation of vessels' octaves with the source's, at least."""
+    chroma_spread: float
+    """At most this share of the source's."""
+    contrast_to_noise: float
+    """Of poor pictures, at least this many times the source's."""
+    unevenness: float = 0.0
+    """At most; of the even look alone."""
+
+
+class FieldTerms(_Table):
+    """Weights of the terms of method "fields"."""
+
+    paired: float = 4.0
+    """Mean |x_hat - x|."""
+    colour: float = 0.04
+    """The same of low-pass L*, a*, b*."""
+    detail: float = 8.0
+    """The same of the octaves of vessels."""
+    vessel_depth: float = 6.0
+    colour_distance: float = 0.5
+    structure: float = 4.0
+    chroma_spread: float = 0.15
+    unevenness: float = 3.0
+    contrast_to_noise: float = 0.5
+    seen: float = 0.1
+    """Confidence against what the degradation left to be seen."""
+    smooth: float = 0.02
+    """How much the gain of detail differs over the field."""
+
+
+class FieldAims(_Table):
+    """Of method "fields"."""
+
+    natural: FieldLook = FieldLook(
+        vessel_depth=0.335, colour_distance=0.25, structure=0.975, chroma_spread=0.85, contrast_to_noise=1.35
+    )
+    even: FieldLook = FieldLook(
+        vessel_depth=0.40, colour_distance=0.0, structure=0.95, chroma_spread=0.26, contrast_to_noise=1.45,
+        unevenness=0.034,
+    )  # fmt: skip
+    terms: FieldTerms = FieldTerms()
 
 
 class Perceptual(_Table):
@@ -324,11 +376,12 @@ class TrainingRecipe(_Table):
     nobody has said, as of data of one's own."""
     method: Literal[
         "stillgan", "cyclegan", "lamegan", "miinet", "hqgnet", "enlightengan",
-        "segmenter", "fovea", "grading", "quality",
+        "fields", "segmenter", "fovea", "grading", "quality",
     ] = "stillgan"  # fmt: skip
     data: Data
     network: Network = Field(default_factory=Network)
     weights: Weights = Field(default_factory=Weights)
+    fields: FieldAims = Field(default_factory=FieldAims)
     perceptual: Perceptual = Field(default_factory=Perceptual)
     task: Task = Field(default_factory=Task)
     schedule: Schedule

@@ -1,0 +1,82 @@
+"""Training of `networks.fields`: guide encoder and generator together, on pairs and on really poor pictures at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medenhance_dicom.errors import RecipeError
+from medenhance_dicom.networks.fields import FieldsGenerator, LookEncoder, apply_fields, pyramid
+from medenhance_dicom.networks.hqgnet import GuidedNetwork
+from medenhance_dicom.training.data import Batch, TrainingPictures
+from medenhance_dicom.training.field_losses import field_terms, weighted
+from medenhance_dicom.training.field_pictures import FieldPictures
+from medenhance_dicom.training.method import Method, Stage, Terms, cosine_rate, set_rate
+from medenhance_dicom.training.recipe import TrainingRecipe
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+LARGEST_GRADIENT = 1.0
+RAMP = 50  # steps over which the rate grows
+
+
+class FieldsMethod(Method):
+    """Guide encoder G and generator E, from untrained to done in one supervised stage, `schedule.warm_up` steps."""
+
+    kept = "E"
+
+    def __init__(self, recipe: TrainingRecipe, fabric: Fabric, pictures: TrainingPictures) -> None:
+        super().__init__(recipe, fabric, pictures)
+        if recipe.data.channels != 3:
+            raise RecipeError("data.channels: the measures of fields are those of colour pictures")
+        self.fields = FieldPictures(pictures.loaded_high, pictures.loaded_low, recipe)
+        self.set_up({
+            "G": LookEncoder(channels=3, width=recipe.network.guide_width),
+            "E": FieldsGenerator(channels=3, width=recipe.network.width),
+        })  # fmt: skip
+        self.modules["E"].mark_forward_method("predict")  # type: ignore[operator]
+        learning = [*self.modules["G"].parameters(), *self.modules["E"].parameters()]
+        self.optimizers["warm_up"] = self.adam(learning, recipe.schedule.warm_up_rate, (0.9, 0.99))
+
+    def stages(self) -> list[Stage]:
+        """One."""
+        return [Stage("warm_up", self.recipe.schedule.warm_up, self.fields.batch, self.step)]
+
+    def step(self, step: int, batch: Batch, rng: np.random.Generator) -> Terms:
+        """One descent of all terms of `field_losses`, at a rate that grows and then falls along half a cosine."""
+        schedule = self.recipe.schedule
+        rate = cosine_rate(schedule.warm_up_rate, step, schedule.warm_up) * min(1.0, (step + 1) / RAMP)
+        set_rate(self.optimizers["warm_up"], rate)
+        guides = batch["guide"]
+        v_z = self.modules["G"](guides.flatten(0, 1)).float().unflatten(0, guides.shape[:2]).mean(dim=1)
+        levels, rest = pyramid(batch["y"])
+        fields = self.modules["E"].predict(batch["y"], levels, v_z, batch["look"])  # type: ignore[operator]
+        terms = field_terms(batch, apply_fields(levels, rest, fields), fields, self.recipe.fields)
+        total = weighted(terms, self.recipe.fields.terms)
+        self.optimizers["warm_up"].zero_grad(set_to_none=True)
+        self.fabric.backward(total)
+        learning = [*self.modules["G"].parameters(), *self.modules["E"].parameters()]
+        nn.utils.clip_grad_norm_(learning, LARGEST_GRADIENT)
+        self.optimizers["warm_up"].step()
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+    def runnable(self, network: nn.Module) -> nn.Module:
+        """The natural look, led by all good pictures of the camera that has most of them."""
+        assert isinstance(network, FieldsGenerator)
+        return GuidedNetwork(network, self.guide_vector().to(next(network.parameters()).device))
+
+    @torch.no_grad()
+    def guide_vector(self, camera: str | None = None) -> Tensor:
+        """(64,), the mean code of a camera's good pictures."""
+        camera = camera or max(self.fields.cameras, key=lambda name: len(self.fields.guides_of(name)))
+        guides = self.fabric.to_device(self.fields.guides_of(camera))
+        v_z: Tensor = self.modules["G"](guides).float().mean(dim=0)
+        return v_z
+
+    def companions(self) -> dict[str, nn.Module]:
+        """The guide encoder, which `guides add` needs and inference does not."""
+        return super().companions() | {"guide_encoder": self.modules["G"]}
