@@ -31,7 +31,8 @@ from medenhance_dicom.node.work import SeriesWork, network_peers
 from medenhance_dicom.part10 import read_instance
 from medenhance_dicom.sop_classes import policy
 from medenhance_dicom.verify import check_file
-from tests import archives, job_stores
+from tests import archives
+from tests.waiting import wait_until
 
 STORE = Path(__file__).with_name("data") / "old_store.tar.xz"
 INSTANCES = 2
@@ -191,9 +192,7 @@ def test_the_queue_of_a_node_is_worked_on(old):
     jobs = json.loads((node / "jobs.json").read_text())
     worker = subprocess.Popen([sys.executable, "-m", "medenhance_dicom", "worker", str(node / "node.toml")])
     try:
-        job_stores.wait_for(
-            lambda: all((settings.store / "jobs" / job / "done.json").exists() for job in jobs.values())
-        )
+        wait_until(lambda: all((settings.store / "jobs" / job / "done.json").exists() for job in jobs.values()))
     finally:
         worker.terminate()
         assert worker.wait(60) == 0

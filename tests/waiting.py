@@ -10,5 +10,5 @@ def wait_until(true, seconds=120.0, what="it did not come about in time"):
     deadline = time.monotonic() + seconds
     while not (found := true()):
         assert time.monotonic() < deadline, what
-        time.sleep(0.02)
+        time.sleep(0.05)
     return found
