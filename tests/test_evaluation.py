@@ -16,9 +16,10 @@ from medenhance_dicom.evaluation.reporting import evaluate_recipe
 from medenhance_dicom.evaluation.results import Results, Row
 from medenhance_dicom.evaluation.ridges import ridge_centre_lines
 from medenhance_dicom.evaluation.table import markdown, values_of
-from medenhance_dicom.metrics import lesion_contrast
+from medenhance_dicom.metrics import lesion_contrast, load_colours
 from tests.conftest import ROOT
 from tests.evaluations import draw, recipe_of, write_pictures
+from tests.test_metrics_fundus import photograph
 
 PICTURES = [{"folder": "low"}]
 
@@ -395,3 +396,23 @@ def test_where_lesions_are_is_said_once(tmp_path):
     (tmp_path / "boxes.csv").write_text("file,x1,y1,x2,y2\na.png,1,1,2,2\n")
     with pytest.raises(RecipeError, match="line 2 has no column 'class'"):
         cases({"pictures": PICTURES, "boxes": boxes}, tmp_path)
+
+
+def test_good_pictures_say_what_colour_distance_is_from(tmp_path):
+    for folder, first, count in (("low", 0, 2), ("good", 10, 4)):
+        (tmp_path / folder).mkdir()
+        for k in range(count):
+            picture, _ = photograph(96, first + k)
+            Image.fromarray(np.rint(picture * 255).astype(np.uint8)).save(tmp_path / folder / f"{k}.png")
+    data = {"pictures": PICTURES, "good": [{"folder": "good"}], "field_of_view": "ellipse"}
+    recipe = recipe_of(data=data, enhancers=["baseline:control"], metrics=["colour-distance"])
+    report = evaluate_recipe(recipe, tmp_path, tmp_path / "out").report
+    good = load_colours(tmp_path / "out" / "good-colours.json")
+    assert good.pictures == 4
+    assert [column["id"] for column in report["columns"]] == [good.id]
+    (tmp_path / "good" / "3.png").unlink()
+    (tmp_path / "good" / "2.png").unlink()
+    with pytest.raises(RecipeError, match=r"data\.good: 2 pictures that differ"):
+        evaluate_recipe(recipe, tmp_path, tmp_path / "out")
+    with pytest.raises(RecipeError, match="good: their colours are those of a field_of_view"):
+        recipe_of(data=data | {"field_of_view": "none"})

@@ -229,7 +229,7 @@ def _like(picture: Unit, source: Unit, path: Path) -> Unit:
 
 
 def _picture_files(data: Data, root: Path) -> list[_PictureFile]:
-    pictures = _listed(data.pictures, root)
+    pictures = listed(data.pictures, root)
     targets = _beside(pictures, data.targets, root, "target") if data.targets else {}
     masks = _beside(pictures, data.masks, root, "mask") if data.masks else {}
     grades = {} if data.grades is None else _grades(root / data.grades.table, data.grades)
@@ -245,14 +245,15 @@ def _picture_files(data: Data, root: Path) -> list[_PictureFile]:
     ]  # fmt: skip
 
 
-def _listed(choices: Sequence[Pictures], root: Path) -> list[Path]:
+def listed(choices: Sequence[Pictures], root: Path) -> list[Path]:
+    """The files that are chosen, each once; raises as `list_pictures`."""
     return list(dict.fromkeys(path for choice in choices for path in list_pictures(root, choice)))
 
 
 def _beside(pictures: Sequence[Path], choices: Sequence[Pictures], root: Path, what: str) -> dict[Path, Path]:
     """Picture -> the file of the same stem, else the one whose stem goes on with `_`, `-` or `.`."""
     stems: dict[str, Path] = {}
-    for path in _listed(choices, root):
+    for path in listed(choices, root):
         stems.setdefault(path.stem, path)
     found, missing = {}, []
     for picture in pictures:

@@ -68,6 +68,8 @@ class Data(_Table):
     """In the place of masks."""
     mask_source: Literal["files", "ridge"] = "files"
     """"ridge": centre lines of bright ridges in the target, else in the picture: a stand-in where nobody traced any."""
+    good: list[Pictures] = []
+    """Good pictures of the same camera: what `colour-distance` is from, where no file `good-colours` is named."""
     grades: Grades | None = None
     points: Points | None = None
     degradation: Degradation = "none"
@@ -85,10 +87,10 @@ class Data(_Table):
             raise ValueError("name either pictures or dicom")
         beside = {
             "targets": self.targets, "masks": self.masks, "grades": self.grades, "points": self.points,
-            "boxes": self.boxes, "size": self.size,
+            "boxes": self.boxes, "size": self.size, "good": self.good,
         }  # fmt: skip
         named = [name for name, value in beside.items() if value]
-        if any(one.minimum_brightness for one in (*self.pictures, *self.targets, *self.masks)):
+        if any(one.minimum_brightness for one in (*self.pictures, *self.targets, *self.masks, *self.good)):
             raise ValueError("minimum_brightness: only training leaves dark pictures out")
         if self.dicom is not None and named:
             raise ValueError(f"{', '.join(named)}: only pictures can have them, not dicom")
@@ -96,6 +98,8 @@ class Data(_Table):
             raise ValueError("targets: with a degradation the pictures themselves are the targets")
         if self.mask_source == "ridge" and self.masks:
             raise ValueError('masks: leave them out with mask_source = "ridge"')
+        if self.good and self.field_of_view == "none":
+            raise ValueError("good: their colours are those of a field_of_view")
         if self.boxes and (self.masks or self.mask_source == "ridge"):
             raise ValueError("boxes: they stand in the place of masks")
         return self

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from medenhance_dicom import __version__
-from medenhance_dicom.errors import OutputError
+from medenhance_dicom.errors import OutputError, RecipeError
 from medenhance_dicom.evaluation.columns import build_columns
 from medenhance_dicom.evaluation.enhancers import Candidate, Runtime, build_candidates
 from medenhance_dicom.evaluation.page import page
-from medenhance_dicom.evaluation.pictures import PictureSet, open_pictures, spread
+from medenhance_dicom.evaluation.pictures import Mask, PictureSet, Unit, listed, open_pictures, spread
 from medenhance_dicom.evaluation.previews import Previews
-from medenhance_dicom.evaluation.recipe import EvaluationRecipe
+from medenhance_dicom.evaluation.recipe import Data, EvaluationRecipe
 from medenhance_dicom.evaluation.results import Results
 from medenhance_dicom.evaluation.scoring import Progress, Scored, score
+from medenhance_dicom.evaluation.squares import squared
 from medenhance_dicom.evaluation.table import columns_found, figures, markdown
+from medenhance_dicom.guides import read_picture
+from medenhance_dicom.masks import field_of_view
+from medenhance_dicom.metrics.fundus import fit_colours, save_colours
 
 SCHEMA = "medenhance-dicom/evaluation/1"
 EXAMPLES = 6
@@ -73,6 +77,8 @@ def evaluate_recipe(
         predictors = [load_predictor(root / path) for path in recipe.predictors]
     candidates = build_candidates(recipe.rows, runtime or Runtime(), root)
     models = {name: root / path for name, path in recipe.models.items()}
+    if recipe.data.good and "good-colours" not in models:
+        models["good-colours"] = _good_colours(recipe.data, root, output)
     with open_pictures(recipe.data, root, limit) as pictures:
         columns = build_columns(recipe.metrics, models, predictors, pictures.has)
         names = [entry.name for entry in spread(pictures.entries, EXAMPLES)]
@@ -88,6 +94,32 @@ def evaluate_recipe(
     write_private(output / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     write_private(html, page(report, scored, previews, names))
     return Finished(report, scored, html)
+
+
+def _good_colours(data: Data, root: Path, output: Path) -> Path:
+    """Fit the colours of the good pictures, and keep them with the results.
+
+    Raises:
+        RecipeError: A folder or table is missing, or too few of the pictures are colour photographs with a field.
+    """
+
+    def each() -> Iterator[tuple[Unit, Mask]]:
+        for path in listed(data.good, root):
+            picture = read_picture(path)
+            picture = picture if data.size is None else squared(picture, data.size)
+            yield picture, field_of_view(picture, data.field_of_view)
+
+    try:
+        good = fit_colours(each())
+    except ValueError as error:
+        raise RecipeError(f"data.good: {error}") from error
+    path = output / "good-colours.json"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        save_colours(path, good)
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror}") from error
+    return path
 
 
 def make_report(
