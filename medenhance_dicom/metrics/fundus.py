@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -376,6 +376,7 @@ class _LowPass:
         return back
 
 
+@lru_cache(maxsize=64)  # pictures of one camera have one size
 def _response(size: int, sigma: float) -> Plane:
     """(size,), what a Gaussian truncated at 4 sigma leaves of each frequency of a cosine transform."""
     offsets = np.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1)
