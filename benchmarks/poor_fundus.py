@@ -19,8 +19,8 @@ places      disc boxes of IDRiD, and the darkest place where the macula is to be
 lesions     masks of HEI-MED, boxes of IDRiD: contrast to the surround, after over before
 rim         fine change within 12 pixels of the field's edge over that inside
 nothing     haze with noise and no structure: mean change of the worst channel, in grey levels
-truth       good pictures of IDRiD and LES-AV, degraded by the models fundus and fundus-clinical: PSNR gained, and PSNR and
-            SSIM gained after `plain` of both sides
+truth       good pictures of IDRiD and LES-AV, degraded by the models fundus-clinical and fundus-other: PSNR gained, and
+            PSNR and SSIM gained after `plain` of both sides
 """
 
 from __future__ import annotations
@@ -343,7 +343,7 @@ def contrasts(places: Iterator[tuple[Eye, str, np.ndarray, np.ndarray]], method:
 def truth(found: list[Eye], method: Method, plain: FieldNormalisation) -> dict:
     """Each degradation model for fundus photographs, and each picture's own seed."""
     told = {}
-    for model in ("fundus", "fundus-clinical"):
+    for model in ("fundus-clinical", "fundus-other"):
         gain, even_psnr, even_ssim, start = [], [], [], []
         for eye in found:
             rng = np.random.default_rng((11, zlib.crc32(eye.name.encode())))

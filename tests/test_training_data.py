@@ -305,3 +305,25 @@ def test_calibration_groups_by_the_table_beside_the_pictures(tmp_path):
     table(tmp_path / "set/groups.csv", ["file", "person", "same_picture_as"], *rows)
     found = {sample.path.name: sample.group.rsplit(":", 1)[1] for sample in find_pictures([tmp_path / "set/images"])}
     assert found == {"a.png": "1", "c.png": "1", "d.png": "d"}
+
+
+@pytest.mark.parametrize("unchanged", [0.0, 1.0])
+def test_both_halves_of_a_pair_are_another_ordinary_eye(tmp_path, unchanged):
+    (tmp_path / "eyes").mkdir()
+    y, x = np.mgrid[:64, :64]
+    inside = ((y - 32) ** 2 + (x - 32) ** 2 < 28**2)[..., None]
+    eye = np.where(inside, np.uint8([150, 80, 30]), np.uint8(0))
+    Image.fromarray(eye).save(tmp_path / "eyes" / "a.png")
+    side = [{"folder": "eyes"}]
+    recipe = recipe_of(
+        high=side, low=side, validation_high=side, channels=3, size=64, degradation="fundus-clinical",
+        unchanged_fraction=unchanged,
+    )  # fmt: skip
+    pictures = TrainingPictures(tmp_path, recipe)
+    highs = []
+    for seed in range(8):
+        batch = pictures.supervised(np.random.default_rng(seed))
+        assert bool((batch["pair_low"] == batch["pair_high"]).all()) == bool(unchanged)
+        highs.append(float((batch["pair_high"][0, 1, 20:44, 20:44] + 1).mean() / 2))
+    assert np.ptp(highs) > 0.05  # the truth itself is darker at times
+    assert min(highs) < 0.7 * 80 / 255

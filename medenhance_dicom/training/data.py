@@ -20,7 +20,7 @@ from medenhance_dicom.errors import RecipeError
 from medenhance_dicom.guides import PICTURE_SUFFIXES, read_picture
 from medenhance_dicom.placement import Placement, squared
 from medenhance_dicom.training.choosing import Chosen, DicomReader, choose, list_pictures, numbers
-from medenhance_dicom.training.degradation import DEGRADATIONS, Picture, flatten_light, lift_veil
+from medenhance_dicom.training.degradation import DEGRADATIONS, Model, Picture, flatten_light, lift_veil
 from medenhance_dicom.training.poor import PoorPictures
 from medenhance_dicom.training.recipe import Data, Pictures, TrainingRecipe
 
@@ -276,12 +276,15 @@ class TrainingPictures:
         i = int(rng.integers(0, len(targets)))
         low = high = unit(targets[i])
         if rng.random() < data.unchanged_fraction:
-            pass
+            if isinstance(self.degrade, Model):
+                low = high = self.degrade.ordinary(high, rng)
         elif rng.random() < data.relit_fraction:
             low = unit(self.low[int(rng.integers(0, len(self.low)))])
             high = lift_veil(flatten_light(low, 0.85, detail=1.8), 0.5)
         elif self.degrade and (not self.pairs_low or rng.random() < data.degraded_fraction):
-            if data.channels == 3:
+            if isinstance(self.degrade, Model):
+                high = self.degrade.ordinary(high, rng)
+            elif data.channels == 3:
                 # Cameras differ in colour: a small change of both halves alike.
                 high = np.clip(high * rng.uniform(0.85, 1.15, 3).astype(np.float32), 0, 1).astype(np.float32)
             low = self.degrade(high, rng)

@@ -8,7 +8,7 @@ from scipy.ndimage import uniform_filter
 from medenhance_dicom.training.degradation.eye import FLOOR, contrast_left
 from medenhance_dicom.training.degradation.model import Model
 from medenhance_dicom.training.degradation.optics import defocus, disc_blur, motion, sharpness_left
-from medenhance_dicom.training.degradation.scene import Scene, Seen
+from medenhance_dicom.training.degradation.scene import Mask, Scene, Seen
 from medenhance_dicom.training.degradation.sensor import add_noise, camera_colours, jpeg
 from medenhance_dicom.training.degradation.simple import Picture, bleed_chroma, endoscope_field, interlace
 
@@ -123,6 +123,14 @@ def video_noise(picture: Picture, scene: Scene, rng: np.random.Generator, streng
     return add_noise(picture, scene, rng, reading, photons)
 
 
+def ordinary_frame(picture: Picture, rng: np.random.Generator, field: Mask | None = None) -> Picture:
+    """The same frame by another good endoscope: `camera_colours` at up to 0.4 of its strength, inside the field."""
+    scene = Scene(endoscope_field(picture) if field is None else field)
+    other, _ = camera_colours(picture, scene, rng, rng.uniform(0, 0.4))
+    blended = picture + scene.weight * (np.clip(other, 0, 1) - picture)
+    return np.ascontiguousarray(np.clip(blended, 0, 1), np.float32)
+
+
 CLINICAL = Model(
     endoscope_field,
     {
@@ -138,4 +146,5 @@ CLINICAL = Model(
         video_noise: 0.7,
         jpeg: 0.4,
     },
+    ordinary_frame,
 )

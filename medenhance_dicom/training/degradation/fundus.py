@@ -12,24 +12,6 @@ from medenhance_dicom.training.degradation.scene import Mask, Scene, fundus_fiel
 from medenhance_dicom.training.degradation.sensor import camera_colours, jpeg, noise
 from medenhance_dicom.training.degradation.simple import Picture
 
-CLINICAL = Model(
-    fundus_field,
-    {
-        haze: 0.9,
-        lens_colour: 0.4,
-        small_pupil: 0.25,
-        exposure: 0.6,
-        flare: 0.5,
-        reflexes: 0.2,
-        spots: 0.2,
-        defocus: 0.3,
-        motion: 0.08,
-        camera_colours: 0.3,
-        noise: 0.9,
-        jpeg: 0.4,
-    },
-)
-
 
 def ordinary_eye(picture: Picture, rng: np.random.Generator, field: Mask | None = None) -> Picture:
     """The same eye as another good camera shows it, or a darker one: nothing poor. Both halves of a pair get it.
@@ -56,3 +38,23 @@ def ordinary_eye(picture: Picture, rng: np.random.Generator, field: Mask | None 
     rim = 1 - rng.uniform(0, 0.35) * np.clip(scene.radius, 0, 1.2) ** rng.uniform(2, 4)
     out = out * scene.enlarge(gain * rim)[..., None]
     return np.ascontiguousarray(np.clip(source + scene.weight * (np.clip(out, 0, 1) - source), 0, 1), np.float32)
+
+
+CLINICAL = Model(
+    fundus_field,
+    {
+        haze: 0.9,
+        lens_colour: 0.4,
+        small_pupil: 0.25,
+        exposure: 0.6,
+        flare: 0.5,
+        reflexes: 0.2,
+        spots: 0.2,
+        defocus: 0.3,
+        motion: 0.08,
+        camera_colours: 0.3,
+        noise: 0.9,
+        jpeg: 0.4,
+    },
+    ordinary_eye,
+)

@@ -23,6 +23,10 @@ class Degraded(NamedTuple):
     """In [0, 1]: the mean of the strengths of the parts that were drawn, 0 where none was."""
 
 
+def _as_it_is(picture: Picture, rng: np.random.Generator) -> Picture:
+    return picture
+
+
 @dataclass(frozen=True)
 class Model:
     """Parts in the order of the light's way, each drawn by its own chance.
@@ -33,6 +37,8 @@ class Model:
     find_field: Callable[[Picture], Mask]
     parts: Mapping[Part, float]
     """How often each part is applied. Where chance leaves all out, the first is applied."""
+    ordinary: Callable[[Picture, np.random.Generator], Picture] = _as_it_is
+    """How other pictures that are not poor differ from one; both halves of a pair get it."""
 
     def __call__(self, picture: Picture, rng: np.random.Generator) -> Picture:
         """The degraded picture alone."""
