@@ -151,6 +151,8 @@ def choose_recipes(
 ) -> Iterator[tuple[Series, Recipe] | Outcome]:
     """Group into series and give each its recipe; what recipe or weights are not for, and Outcomes, pass through.
 
+    Of several that fit, one that was made for the weights that are named is preferred.
+
     Raises:
         RecipeError: Weights are named, and no recipe chosen for a series takes any.
     """
@@ -158,10 +160,12 @@ def choose_recipes(
     yield from _gathered(found, members)
     chosen: list[tuple[Series, Recipe]] = []
     takes_weights = False
+    own = {r.name for r in load_recipes() if r.enhancer.weights == settings.weights} if settings.weights else set()
     for series in group_series(members):
         facts = facts_of(series.members[0].instance)
         try:
-            recipe = recipes[0] if settings.recipe != "auto" else match_recipe(facts, recipes)
+            preferred = [recipe for recipe in recipes if recipe.name in own and recipe.fits(facts)]
+            recipe = recipes[0] if settings.recipe != "auto" else match_recipe(facts, preferred or recipes)
         except RecipeError as error:
             for member in series.members:
                 yield outcome_of(member, "skipped", f"NO_RECIPE: {error}")

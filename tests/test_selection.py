@@ -46,7 +46,7 @@ def ultrasound(tmp_path):
 def test_a_network_of_another_kind_never_runs_whoever_names_it(eye, grey_eye):
     wrong = [("skipped", "WRONG_KIND", "cfm-cornea-stillgan", "stillgan-fundus-2")]
     assert planned([grey_eye], weights="stillgan-fundus-2") == wrong
-    assert planned([eye], weights="hqgnet-fundus-1") == [("enhanced", "", "op-fundus-stillgan", "hqgnet-fundus-1")]
+    assert planned([eye], weights="hqgnet-fundus-1") == [("enhanced", "", "op-fundus-hqgnet", "hqgnet-fundus-1")]
     (series,) = plan([grey_eye], Settings(weights="stillgan-fundus-2"))
     assert series["reason"] == (
         "WRONG_KIND: weights stillgan-fundus-2 are not for Photometric Interpretation MONOCHROME2"

@@ -83,7 +83,9 @@ def field_terms(batch: dict[str, Tensor], out: Tensor, fields: Fields, aims: Fie
     octaves = list(zip(levels[VESSEL_LEVELS], truth[VESSEL_LEVELS], source[VESSEL_LEVELS], shares, strict=True))
     terms["detail"] = torch.stack([pixels((a - b).abs() * share, own) for a, b, _, share in octaves]).sum()
 
-    depth, depth_before = vessel_depth(x, batch["vessels"]), vessel_depth(y, batch["vessels"])
+    with torch.no_grad():
+        depth_before = vessel_depth(y, batch["vessels"])
+    depth = vessel_depth(x, batch["vessels"])
     missing = by_look("vessel_depth") - depth
     off = missing.clamp_min(0) + 0.5 * (-missing - 0.04).clamp_min(0)
     terms["vessel_depth"] = (torch.maximum(poor, 0.7 * look) * off).mean()

@@ -25,7 +25,7 @@ from medenhance_dicom.metrics.fundus import FundusField
 from medenhance_dicom.placement import squared
 from medenhance_dicom.resampling import cubic_weights, resample
 from medenhance_dicom.training.data import Batch, Loaded, unit
-from medenhance_dicom.training.degradation import MODELS, Picture
+from medenhance_dicom.training.degradation import MODELS, Picture, ordinary_eye
 from medenhance_dicom.training.field_losses import low_pass_lab, mean_within
 from medenhance_dicom.training.recipe import TrainingRecipe
 
@@ -37,6 +37,7 @@ LIGHT_CELLS = 48
 LIGHT_DEGREE = 4
 GUIDE_SIDE = 96
 GUIDES = 2  # whose mean leads
+ORDINARY = 0.3  # of the good pictures in the natural look: of another camera or darker, which is nothing to mend
 LEAST_DEVIATION = 1.5  # of a camera's good pictures in L*, a*, b*
 SEEN_NOTHING, SEEN_ENOUGH = 0.05, 0.25
 """Share of contrast left below which a picture is to stay as it is, and from which it is to become its truth."""
@@ -169,17 +170,19 @@ class FieldPictures:
         deviation of the camera's good pictures in L*, a*, b*.
         """
         size = self.recipe.schedule.warm_up_batch
-        kinds: list[Kind] = ["poor" if b < size // 4 else "same" if b == size // 4 else "pair" for b in range(size)]
+        kinds: list[Kind] = ["poor" if b < size // 4 else "same" if b < size // 2 else "pair" for b in range(size)]
         items = [self._item(kind, rng) for kind in kinds]
         return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
     def _item(self, kind: Kind, rng: np.random.Generator) -> Batch:
-        look = float(rng.random() < 0.5)
+        look = float(rng.random() < (0.25 if kind == "same" else 0.5))
         poor = kind == "poor" and bool(self.low)
         one = self._draw(self.low if poor else self.high, rng)
         camera = one.camera if one.camera in self.colours else self.cameras[0]
         tint = _tint(rng)
         x = (_planes(one.picture) * tint).clamp(0, 1)
+        if kind != "poor" and not look and rng.random() < ORDINARY:
+            x = _planes(ordinary_eye(x[0].permute(1, 2, 0).numpy(), rng, np.ones_like(one.inside)))
         y, seen = x, torch.ones(1, 1, *one.inside.shape)
         if kind != "same" and not poor:
             worse = self.degrade(x[0].permute(1, 2, 0).numpy(), rng, np.ones_like(one.inside))

@@ -212,7 +212,7 @@ class FieldTerms(_Table):
     detail: float = 8.0
     """The same of the octaves of vessels."""
     vessel_depth: float = 6.0
-    colour_distance: float = 0.5
+    colour_distance: float = 0.8
     structure: float = 4.0
     chroma_spread: float = 0.15
     unevenness: float = 3.0
@@ -227,7 +227,7 @@ class FieldAims(_Table):
     """Of method "fields"."""
 
     natural: FieldLook = FieldLook(
-        vessel_depth=0.335, colour_distance=0.25, structure=0.975, chroma_spread=0.85, contrast_to_noise=1.35
+        vessel_depth=0.32, colour_distance=0.4, structure=0.975, chroma_spread=0.85, contrast_to_noise=1.35
     )
     even: FieldLook = FieldLook(
         vessel_depth=0.40, colour_distance=0.0, structure=0.95, chroma_spread=0.26, contrast_to_noise=1.45,
