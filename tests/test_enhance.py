@@ -59,15 +59,16 @@ def test_every_sample_is_enhanced_but_ct(run):
 
 
 def test_colour_photographs_of_the_eye_are_measured(run):
-    _, _, outcomes = run
+    _, output, outcomes = run
     measured = {Path(o.source).name: o.measures for o in outcomes if o.measures}
     assert list(measured) == ["op-fundus.dcm"]
-    source, derived = (
-        pixel_array(next(getattr(o, path) for o in outcomes if o.measures)) for path in ("source", "derived")
-    )
-    before, after = source / np.float32(255), derived / np.float32(255)
+    outcome = next(o for o in outcomes if o.measures)
+    before, after = (pixel_array(path) / np.float32(255) for path in (outcome.source, outcome.derived))
     wanted = reduced_changes(before, after, field_of_view(before, "ellipse"))
     assert measured["op-fundus.dcm"] == mean_changes([wanted])
+    (again,) = enhance([outcome.source], output)
+    assert again.repeated
+    assert again.measures == outcome.measures
 
 
 def test_derived_objects_are_sound_and_readable_by_others(run):
