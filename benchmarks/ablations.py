@@ -25,7 +25,7 @@ from medenhance_dicom.recipe import pipelines_folder
 from medenhance_dicom.training.checkpoint import load_checkpoint
 from medenhance_dicom.training.data import TrainingPictures
 from medenhance_dicom.training.fit import METHODS, fit
-from medenhance_dicom.training.method import psnr
+from medenhance_dicom.training.method import psnr_of
 from medenhance_dicom.training.recipe import TrainingRecipe, load_training_recipe
 
 COMMON = {
@@ -76,7 +76,7 @@ def measure(recipe: TrainingRecipe, run: Path, data: Path) -> dict[str, float]:
         similar = structural_similarity(
             x, y, data_range=2.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
         )
-        rows.append((psnr(low, high), psnr(out, high), similar, float(lassim((low + 1) / 2, (out + 1) / 2))))
+        rows.append((psnr_of(low, high), psnr_of(out, high), similar, float(lassim((low + 1) / 2, (out + 1) / 2))))
     names = ("psnr_before", "psnr", "ssim", "lassim_to_source")
     return dict(zip(names, np.mean(rows, axis=0).round(4).tolist(), strict=True))
 

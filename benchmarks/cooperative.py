@@ -33,7 +33,7 @@ from medenhance_dicom.training.checkpoint import load_checkpoint
 from medenhance_dicom.training.choosing import list_pictures
 from medenhance_dicom.training.data import TrainingPictures, to_batch
 from medenhance_dicom.training.fit import METHODS
-from medenhance_dicom.training.method import psnr
+from medenhance_dicom.training.method import psnr_of
 from medenhance_dicom.training.recipe import Pictures, Task, TrainingRecipe, load_training_recipe
 from medenhance_dicom.training.tasks import SegmentationTask
 
@@ -101,7 +101,7 @@ def measure(
             low = to_batch([pictures.degrade(unit, np.random.default_rng((13, i, draw)))])
             shown = {"good": good, "degraded": low} | {name: e(low).float() for name, e in enhancers.items()}
             for name, x in shown.items():
-                row = {"psnr": psnr(x, good), "lassim": float(lassim((low + 1) / 2, (x + 1) / 2))}
+                row = {"psnr": psnr_of(x, good), "lassim": float(lassim((low + 1) / 2, (x + 1) / 2))}
                 for judge, task in judges.items():
                     scores = segmentation_scores(task(x).sigmoid()[0, 0].numpy(), truth)
                     row |= {f"dice {judge}": scores.dice, f"auc {judge}": scores.auc}

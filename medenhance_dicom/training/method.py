@@ -244,12 +244,12 @@ def enhancement_scores(
     before, after, unchanged, structure = [], [], [], []
     for (low, high), window in zip(pairs, windows, strict=True):
         out = _enhanced(network, low, fabric)
-        after.append(_psnr(out, high, window))
+        after.append(psnr_of(out, high, window))
         structure.append(float(lassim((low + 1) / 2, (out + 1) / 2)))
         if torch.equal(low, high):
             unchanged.append(after[-1])
         else:
-            before.append(_psnr(low, high, window))
+            before.append(psnr_of(low, high, window))
     scores = {"psnr": float(np.mean(after)), "psnr_input": float(np.mean(before)) if before else float("nan")}
     scores["lassim_to_input"] = float(np.mean(structure))
     return scores | ({"psnr_unchanged": float(np.mean(unchanged))} if unchanged else {})
@@ -268,5 +268,6 @@ def _picture(x: Tensor, window: Window) -> NDArray[np.float32]:
     return picture[window]
 
 
-def _psnr(x: Tensor, y: Tensor, window: Window) -> float:
+def psnr_of(x: Tensor, y: Tensor, window: Window = (slice(None), slice(None))) -> float:
+    """`psnr@8bit` of (1, C, H, W) in [-1, 1] within a window, in dB, at most 60."""
     return min(psnr(_picture(x, window), _picture(y, window)), 60.0)
