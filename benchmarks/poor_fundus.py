@@ -106,8 +106,9 @@ def sets(name: str, part: str) -> tuple[Pictures, Pictures]:
         "part": None if part == "all" else part,
     }
     if name == "srahim_dr":
-        common["group"] = "patient"
+        common |= {"group": "patient", "split": "srahim"}
         return tuple(Pictures(**common, where={"tier": tier}) for tier in ("low", "high"))
+    common |= {"group": "file", "split": name}
     return (
         Pictures(**common, column="elvd_quality", at_most=0.85),
         Pictures(**common, column="elvd_quality", at_least=0.98),
@@ -455,11 +456,12 @@ def main() -> None:
 
     worst = list(eyes(data, low, patients, arguments.n)) if "poor" in parts or "rim" in parts else []
     best = list(eyes(data, high, patients, arguments.n)) if "good" in parts else []
-    idrid_test = Pictures(folder="fundus/idrid_codras/images", part="test")
+    les_av = {"folder": "fundus/les_av", "group": "file", "split": "les"}
+    idrid_test = Pictures(folder="fundus/idrid_codras/images", group="file", split="idrid", part="test")
     truths = (
         [
             eye
-            for chosen in (idrid_test, *(Pictures(folder="fundus/les_av", part=part) for part in ("validate", "test")))
+            for chosen in (idrid_test, *(Pictures(**les_av, part=part) for part in ("validate", "test")))
             for eye in eyes(data, chosen, {}, arguments.n)
         ]
         if "truth" in parts
@@ -512,7 +514,7 @@ def _lesions(
         for kind, part, around in lesions_in_boxes(eye, marked.get(eye.name, [])):
             yield eye, f"idrid {kind}", part, around
     folder = data / "fundus" / "heimed"
-    for eye in eyes(data, Pictures(folder="fundus/heimed", part="test"), {}, limit):
+    for eye in eyes(data, Pictures(folder="fundus/heimed", group="file", split="heimed", part="test"), {}, limit):
         path = folder / "lesions" / f"{Path(eye.name).stem}.png"
         if path.is_file():
             with Image.open(path) as opened:

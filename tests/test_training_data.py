@@ -160,11 +160,11 @@ def test_parts_share_no_person_and_miss_no_picture(eyes):
 
 
 def test_a_part_is_a_function_of_the_name_alone():
-    fractions = (0.7, 0.15, 0.15)
+    fractions = (0.6, 0.15, 0.25)
     found = [part_of(f"person {i}", fractions) for i in range(2000)]
     for part, fraction in zip(PARTS, fractions, strict=True):
         assert found.count(part) / 2000 == pytest.approx(fraction, abs=0.03)
-    told = {"P1": "test", "P2": "train", "Image_01": "validate"}
+    told = {"P1": "test", "P2": "validate", "P5": "train"}
     assert {name: part_of(name, fractions) for name in told} == told
 
 
@@ -227,7 +227,7 @@ def test_the_sets_at_hand_can_be_split(data_folder):
     for count, choice in sets.items():
         chosen = choose(data_folder, Pictures(**choice))
         assert len(chosen) == count
-        parts = [{one.group for one in chosen if part_of(one.group, (0.7, 0.15, 0.15)) == part} for part in PARTS]
+        parts = [{one.group for one in chosen if part_of(one.group, (0.6, 0.15, 0.25)) == part} for part in PARTS]
         assert sum(map(len, parts)) == len({one.group for one in chosen})
 
 
@@ -274,7 +274,6 @@ def test_weights_of_research_data_are_for_research():
             assert entry.licence == "research-only", key
 
 
-@pytest.mark.slow
 def test_no_shipped_recipe_looks_at_those_whom_it_learns_from(data_folder):
     learned = set()
     for path in TRAINING:

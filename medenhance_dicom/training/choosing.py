@@ -84,11 +84,15 @@ def choose(root: Path, choice: Pictures, dicom: DicomReader | None = None) -> li
     rows, table = _rows([root / name for name in names]), root / names[0] if names else folder
     chosen = []
     for path in sorted([*files, *patients], key=lambda path: _by_number(path.relative_to(folder))):
-        row = rows.get(path.name, rows.get(path.stem)) if names else {}
+        row = rows.get(path.name, rows.get(path.stem)) if names else {"file": path.name}
         if row is not None and _wanted(row, choice, table):
             known = patients.get(path) or _subfolder(path, folder) or group_of(path)
             chosen.append(Chosen(path, _column(row, choice.group, table) if choice.group else known, row, table))
-    chosen = [one for one in chosen if choice.part is None or part_of(one.group, choice.fractions) == choice.part]
+    chosen = [
+        one
+        for one in chosen
+        if choice.part is None or part_of(choice.split + one.group, choice.fractions) == choice.part
+    ]
     kept = chosen[round(choice.first * len(chosen)) : round(choice.last * len(chosen))]
     if choice.group and len(kept) < len(chosen):
         whose, within = {one.group for one in kept}, {one.path for one in kept}

@@ -50,13 +50,16 @@ class Pictures(_Table):
     drop: str | None = None
     """Leave out the rows in which this column holds something, such as `same_picture_as` of doubles."""
     group: str | None = None
-    """Column that tells patients or sequences apart. None: the Patient ID of DICOM files, the folder below `folder`
-    that a file lies in, a sequence or person that the names of the sets at hand tell; else every file is its own."""
+    """Column that tells patients or sequences apart; "file", which needs no table: every file is its own. None: the
+    Patient ID of DICOM files, the folder below `folder` that a file lies in, or a sequence or person that the names of
+    the sets at hand tell; else every file is its own."""
     part: Literal["train", "validate", "test"] | None = None
     """Keep the groups of this part. Where a group lies follows from its name alone, so that no patient is in two parts,
     whatever else is chosen and in whichever recipe."""
-    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    fractions: tuple[float, float, float] = (0.6, 0.15, 0.25)
     """Of all groups that each part has, on average."""
+    split: str = ""
+    """Goes before a group's name where its part is found: another word, another split."""
     first: float = 0.0
     """Keep the files from this fraction of the sorted list on; sequences lie together in it."""
     last: float = 1.0
@@ -67,7 +70,7 @@ class Pictures(_Table):
     @model_validator(mode="after")
     def _check_table(self) -> Self:
         named = [name for name in ("column", "where", "unless", "drop", "group") if getattr(self, name)]
-        if named and not self.table:
+        if named and not self.table and (named != ["group"] or self.group != "file"):
             raise ValueError(f"{', '.join(named)}: of which table?")
         if abs(sum(self.fractions) - 1) > 1e-6 or min(self.fractions) < 0:
             raise ValueError("fractions: the three do not add up to 1")
