@@ -38,7 +38,13 @@ from medenhance_dicom.verdicts import excess_of
 
 FOLDERS = {
     "cornea": ("ccm/nervestitcher/raw", "ccm/nervestitcher2/raw"),
-    "fundus": ("fundus/csdi/images", "fundus/idrid_codras/images", "fundus/chasedb1/images"),
+    "fundus": (
+        "fundus/csdi/images",
+        "fundus/idrid_codras/images",
+        "fundus/chasedb1/images",
+        "fundus/srahim_dr",
+        "fundus/heimed",
+    ),
     "endoscopy": ("endoscopy/kvasir_seg_256/images", "endoscopy/cvc_clinicdb_256/images"),
 }
 
@@ -192,6 +198,16 @@ def table(figures: dict[str, Any], command: str) -> str:
     others = [k for k in kinds if k not in MUST]
     lines += rows_of(["honest results by", *map(named, others)], (
         [key, *(percent(r["kinds"][k]["missed"]) if k in r["kinds"] else "-" for k in others)] for key, r in found.items()))  # fmt: skip
+    classes = ("all", "ordinary", "poor")
+    lines += [
+        "By the quality of the source (really poor: see `poor.below` in the calibration), where a calibration tells:",
+        "",
+    ]
+    lines += rows_of(["honest results by", *(f"withheld, {c}" for c in classes[1:]), *(f"structure released, {c}" for c in classes),
+                      *(f"colour alone released, {c}" for c in classes)], (
+        [key, *(percent(r["falsely_withheld_by_quality"][c]) if c in r["falsely_withheld_by_quality"] else "-" for c in classes[1:]),
+         *(percent(side[c]) if c in side else "-" for side in r["released"].values() for c in classes)]
+        for key, r in found.items() if "released" in r))  # fmt: skip
     lines += ["## AUROC of the verdict, and of LaSSIM alone", ""]
     lines += rows_of(["honest results by", *map(named, kinds)], (
         [key, *(f"{area(r['kinds'][k])}; {area(r['kinds'][k]['lassim_alone'])}" if r["kinds"].get(k, {}).get("auroc") is not None else "-"

@@ -26,6 +26,7 @@ __all__ = [
     "Manifest",
     "WeightsEntry",
     "learned_pictures",
+    "load_colour_detector",
     "load_detector",
     "load_guide_encoder",
     "load_limits",
@@ -96,6 +97,24 @@ class CheckLimits(BaseModel):
     withhold: float
 
 
+class PoorLimits(BaseModel):
+    """Of really poor sources, as a calibration has them; see `gate.Poor`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    below: float
+    checks: dict[str, CheckLimits]
+
+
+class EvidenceQuantiles(BaseModel):
+    """Of excesses, as a calibration has them; see `gate.Evidence`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    honest: tuple[float, ...] = Field(min_length=2)
+    altered: tuple[float, ...] = Field(min_length=2)
+
+
 class GateLimits(BaseModel):
     """What `calibrate` wrote, as far as verdicts need it."""
 
@@ -104,8 +123,12 @@ class GateLimits(BaseModel):
     minimum: float = Field(ge=-1, le=1)
     warn_below: float = Field(ge=-1, le=1)
     checks: dict[str, CheckLimits] = {}
+    poor: PoorLimits | None = None
+    evidence: EvidenceQuantiles | None = None
     detector: str = ""
     """SHA-256 of the detector whose odds `checks` limits; empty: of none."""
+    colour_detector: str = ""
+    """The same of the check `colour`."""
     name: str = ""
     """The file's stem and the first 12 digits of its SHA-256; empty for limits set by hand."""
 
@@ -126,7 +149,7 @@ class GuideEncoderEntry(_Entry):
 
 
 class DetectorEntry(_Entry):
-    """[detector]: the network by which the gate sees altered structure."""
+    """[detector], [colour_detector]: a network by which the gate sees altered structure, or colour."""
 
     file: str
     """Path of the safetensors file, relative to the manifest; its metadata tells what it was learned from."""
@@ -196,6 +219,14 @@ class Manifest(_Entry):
     """Limits for what has no weights; "conventional": for all recipes without."""
     detector: DetectorEntry | None = None
     """None: the gate has no checks `local` and `displacement`."""
+    colour_detector: DetectorEntry | None = None
+    """None: the gate has no check `colour`."""
+
+    @property
+    def detectors(self) -> dict[str, DetectorEntry]:
+        """Those that there are, by their table's name."""
+        found = {"detector": self.detector, "colour_detector": self.colour_detector}
+        return {name: entry for name, entry in found.items() if entry is not None}
 
     def entry(self, key: str) -> WeightsEntry:
         """The entry of some weights.
@@ -292,6 +323,13 @@ def load_detector(manifest: Manifest | None = None) -> nn.Module | None:
     return None if manifest.detector is None else _filled("detector", manifest, manifest.detector, "detector")
 
 
+def load_colour_detector(manifest: Manifest | None = None) -> nn.Module | None:
+    """Build what the gate sees changed colour by, as `load_detector` does; see `networks.ColourDetector`."""
+    manifest = load_manifest() if manifest is None else manifest
+    entry = manifest.colour_detector
+    return None if entry is None else _filled("colour_detector", manifest, entry, "colour_detector")
+
+
 def load_limits(key: str, entry: GateEntry, manifest: Manifest) -> GateLimits:
     """The gate's limits of an entry, from its verified calibration where it has one.
 
@@ -313,30 +351,31 @@ def load_limits(key: str, entry: GateEntry, manifest: Manifest) -> GateLimits:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ModelError(f"{key}: {entry.calibration}: {where}: {first['msg']}") from error
-    if limits.detector and limits.detector != (manifest.detector and manifest.detector.sha256):
-        raise ModelError(f"{key}: {entry.calibration} was made with another detector; calibrate anew")
+    for name, digest in (("detector", limits.detector), ("colour_detector", limits.colour_detector)):
+        if digest and (name not in manifest.detectors or digest != manifest.detectors[name].sha256):
+            raise ModelError(f"{key}: {entry.calibration} was made with another {name}; calibrate anew")
     return limits
 
 
 def learned_pictures(manifest: Manifest | None = None) -> frozenset[str]:
-    """First 16 digits of the SHA-256 of every picture that the detector was learned from, as its weights tell.
+    """First 16 digits of the SHA-256 of every picture that the detectors were learned from, as their weights tell.
 
     Args:
         manifest: By default `load_manifest()`.
 
     Raises:
-        ModelError: The detector's weights are missing, altered, or do not tell.
+        ModelError: A detector's weights are missing, altered, or do not tell.
     """
     manifest = load_manifest() if manifest is None else manifest
-    entry = manifest.detector
-    if entry is None:
-        return frozenset()
-    content = _verified_bytes("detector", manifest, entry.file, entry.sha256)
-    try:
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return frozenset(json.loads(header["__metadata__"]["pictures"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"detector: {entry.file} does not tell which pictures it was learned from") from error
+    learned: set[str] = set()
+    for name, entry in manifest.detectors.items():
+        content = _verified_bytes(name, manifest, entry.file, entry.sha256)
+        try:
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            learned |= set(json.loads(header["__metadata__"]["pictures"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{name}: {entry.file} does not tell which pictures it was learned from") from error
+    return frozenset(learned)
 
 
 def verify_all(manifest: Manifest | None = None) -> dict[str, str | None]:
@@ -356,8 +395,7 @@ def verify_all(manifest: Manifest | None = None) -> dict[str, str | None]:
         files[key] = entry.file, entry.sha256
         if entry.guide_encoder is not None:
             files[f"{key} guide encoder"] = entry.guide_encoder.file, entry.guide_encoder.sha256
-    if manifest.detector is not None:
-        files["detector"] = manifest.detector.file, manifest.detector.sha256
+    files |= {name: (found.file, found.sha256) for name, found in manifest.detectors.items()}
     for key, gate in sorted({**manifest.gate, **{k: e.gate for k, e in manifest.weights.items()}}.items()):
         if gate.calibration and gate.sha256:
             files[f"{key} gate"] = gate.calibration, gate.sha256

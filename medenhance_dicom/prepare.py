@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from medenhance_dicom import intensity, masks, pyramid
 from medenhance_dicom.conventional import build_conventional
 from medenhance_dicom.enhancer import Enhancer, EnhancerSpec
-from medenhance_dicom.gate import Limit, Thresholds
+from medenhance_dicom.gate import Evidence, Limit, Poor, Thresholds
 from medenhance_dicom.guides import Guide
 from medenhance_dicom.manifest import GateLimits, Manifest, load_limits, load_manifest
 from medenhance_dicom.provenance import Provenance, steps_of
@@ -234,5 +234,15 @@ def default_thresholds(recipe: str = "") -> Thresholds:
 
 
 def _thresholds(limits: GateLimits) -> Thresholds:
-    checks = {name: Limit(check.warn, check.withhold) for name, check in limits.checks.items()}
-    return Thresholds(limits.minimum, limits.warn_below, checks, limits.name)
+    ordinary, poor = (
+        {name: Limit(check.warn, check.withhold) for name, check in checks.items()}
+        for checks in (limits.checks, limits.poor.checks if limits.poor else {})
+    )
+    return Thresholds(
+        limits.minimum,
+        limits.warn_below,
+        ordinary,
+        limits.name,
+        poor=Poor(limits.poor.below, poor) if limits.poor else None,
+        evidence=Evidence(limits.evidence.honest, limits.evidence.altered) if limits.evidence else None,
+    )

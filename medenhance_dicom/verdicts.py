@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medenhance_dicom.gate import NOT_CALIBRATED, NOT_CHECKED, FrameScores, Thresholds, Verdict
 from medenhance_dicom.report import WITHHELD
 
-__all__ = ["MOST_OBJECTIONS", "Blending", "excess_of", "in_words", "settled", "values_of"]
+__all__ = ["MOST_OBJECTIONS", "Blending", "confidence_of", "excess_of", "in_words", "settled", "values_of"]
 
 MOST_OBJECTIONS = 64
 """Objections that a report lists; beyond these they are counted."""
 
 LASSIM = "lassim"
+TAIL = 0.002
+"""Nothing is taken for rarer than one in five hundred: calibrations have some hundreds of results."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def excess_of(frame: FrameScores, thresholds: Thresholds) -> tuple[float, str]:
     if frame.lassim is None:
         return 0.0, ""
     found = {LASSIM: _multiple(1 - frame.lassim, 1 - thresholds.minimum)}
-    for name, limit in thresholds.checks.items():
+    for name, limit in thresholds.of(frame.detail).items():
         if name in frame.checks:
             found[name] = _multiple(frame.checks[name], limit.withhold)
     name = max(found, key=lambda key: found[key])
@@ -57,6 +62,35 @@ def _multiple(value: float, limit: float) -> float:
     if limit <= 0:
         return math.inf if value > limit else 0.0
     return max(value, 0.0) / limit
+
+
+def confidence_of(excess: float, passed: bool, thresholds: Thresholds) -> float | None:
+    """How sure a verdict is, by what the calibration saw of results that were known to be honest or altered.
+
+    Against each other stand the share of honest results that come at least so near to the limits, and the share of
+    altered ones that come no nearer: two tails, each at least `TAIL`.
+
+    Args:
+        excess: The worst frame's, see `excess_of`.
+        passed: Whether the verdict says that the structure is the source's.
+        thresholds: The limits.
+
+    Returns:
+        The share of the tail that speaks for the verdict, in [0, 1]; 0.5: as likely the one as the other. Near 1 far
+        from the limits, least beside them. None where the calibration does not tell.
+    """
+    if thresholds.evidence is None:
+        return None
+    honest, altered = (np.asarray(q) for q in (thresholds.evidence.honest, thresholds.evidence.altered))
+    nearer = max(TAIL, 1 - _share_below(honest, excess))
+    farther = max(TAIL, _share_below(altered, excess))
+    share = nearer / (nearer + farther)
+    return round(float(share if passed else 1 - share), 3)
+
+
+def _share_below(quantiles: NDArray[np.float64], value: float) -> float:
+    """Of a distribution given by evenly spaced quantiles."""
+    return float(np.interp(value, quantiles, np.linspace(0, 1, len(quantiles)), left=0, right=1))
 
 
 def settled(verdict: Verdict, blending: Blending | None) -> Verdict:
@@ -88,9 +122,13 @@ def values_of(
         blending: What came back from the source; None: nothing.
     """
     details, worst = verdict.details, _worst(frames, thresholds)
+    excess = max(excess_of(frame, thresholds)[0] for frame in frames)
+    judged = all(frame.lassim is not None for frame in frames)
     objections = sorted(_objections(frames, thresholds), key=lambda item: (-item[0], item[1]["frame"]))
     return {
         "passed": verdict.passed,
+        "confidence": confidence_of(excess, verdict.passed, thresholds) if judged else None,
+        "poor_frames": sum(thresholds.is_poor(frame.detail) for frame in frames),
         "mode": mode,
         "level": details["level"],
         "frames": len(frames),
@@ -133,7 +171,7 @@ def _objections(frames: Sequence[FrameScores], thresholds: Thresholds) -> list[t
             limit = thresholds.warn_below if severity == "warn" else thresholds.minimum
             value = _objection(number, LASSIM, frame.lassim, limit, severity, frame)
             found.append((_multiple(1 - frame.lassim, 1 - thresholds.minimum), value))
-        for name, limits in thresholds.checks.items():
+        for name, limits in thresholds.of(frame.detail).items():
             if name in frame.checks and frame.checks[name] > limits.warn:
                 severity = "withhold" if frame.checks[name] > limits.withhold else "warn"
                 limit = limits.withhold if severity == "withhold" else limits.warn
@@ -170,9 +208,9 @@ def in_words(verdict: Verdict, values: dict[str, Any]) -> str:
         sentences = [f"Structure check {word}" + (", frames below 7 x 7 pixels." if not verdict.passed else ".")]
     elif word == "failed":
         done = WITHHELD if verdict.outcome == "withheld" else f"was overruled ({values['mode']})"
-        sentences = [f"Structure check {word} and {done}{lassim}{_worst_in_words(values)}."]
+        sentences = [f"Structure check {word} and {done}{lassim}{_worst_in_words(values)}{_sure_in_words(values)}."]
     else:
-        sentences = [f"Structure check {word}{lassim}{_worst_in_words(values)}."]
+        sentences = [f"Structure check {word}{lassim}{_worst_in_words(values)}{_sure_in_words(values)}."]
     if blended := values["blended"]:
         share = _percent(blended["share"])
         sentences.append(f"Blended: the source's pixels came back in {share} of the picture, where structure changed.")
@@ -206,6 +244,10 @@ def _worst_in_words(values: dict[str, Any]) -> str:
     where = f" at {found['where']}" if found["where"] else ""
     frame = f" in frame {found['frame'] + 1}" if values["frames"] > 1 else ""
     return f"; worst check {worst['check']} {found['value']:.3g} of at most {found['withhold']:.3g}{where}{frame}"
+
+
+def _sure_in_words(values: dict[str, Any]) -> str:
+    return "" if values.get("confidence") is None else f"; confidence {values['confidence']:.2f}"
 
 
 def _percent(share: float) -> str:

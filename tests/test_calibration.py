@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,15 @@ from scipy.ndimage import gaussian_filter
 from typer import Typer
 from typer.testing import CliRunner
 
+from medenhance_dicom.calibration.calibrate import evidence
 from medenhance_dicom.calibration.commands import calibrate as command
 from medenhance_dicom.calibration.honest import METHODS, SOURCES, conventional
-from medenhance_dicom.calibration.limits import conformal_quantile, fit_limits
-from medenhance_dicom.calibration.measuring import HONEST, Conventional, measure
+from medenhance_dicom.calibration.limits import conformal_quantile, fit_by_quality, fit_limits
+from medenhance_dicom.calibration.measuring import HONEST, Conventional, Measured, measure
 from medenhance_dicom.calibration.pictures import Sample, digest_of, find_pictures, split
 from medenhance_dicom.calibration.resampling import Patients
 from medenhance_dicom.errors import InputError, ModelError
-from medenhance_dicom.gate import CHECKS, FrameScores
+from medenhance_dicom.gate import CHECKS, FrameScores, Limit, Thresholds
 from medenhance_dicom.manifest import GateEntry, Manifest, load_limits, load_manifest, verify_all
 from medenhance_dicom.metrics import auroc
 from medenhance_dicom.training.choosing import group_of
@@ -27,9 +29,9 @@ from medenhance_dicom.verdicts import excess_of
 
 def frames(rng, count):
     """Honest statistics of very different size and spread."""
-    local, shift, turned, blur = rng.exponential((1.0, 0.2, 0.1, 0.3), (count, 4)).T
+    local, shift, turned, blur, colour = rng.exponential((1.0, 0.2, 0.1, 0.3, 0.5), (count, 5)).T
     lassim = 1 - 0.1 * rng.random(count)
-    table = zip(lassim, local, shift, turned, 1 + blur, strict=True)
+    table = zip(lassim, local, shift, turned, 1 + blur, colour, strict=True)
     return [FrameScores(float(s), dict(zip(CHECKS, map(float, rest), strict=True))) for s, *rest in table]
 
 
@@ -87,6 +89,14 @@ def test_one_patient_cannot_be_split_and_a_folder_without_pictures_is_refused(tm
         find_pictures([tmp_path])
 
 
+def test_a_table_of_persons_groups_pictures_and_drops_doubles(folder):
+    rows = ["file,person,same_picture_as", "case1.png,7,", "case2.png,7,", "case3.png,7,case1.png"]
+    (folder.parent / "groups.csv").write_text("\n".join(rows))
+    groups = {sample.path.stem: sample.group.rsplit(":", 1)[1] for sample in find_pictures([folder])}
+    assert (groups["case1"], groups["case2"], groups["case4"]) == ("7", "7", "case4")
+    assert "case3" not in groups
+
+
 def test_masks_are_no_pictures_and_a_digest_tells_what_was_used(folder):
     samples = find_pictures([folder])
     assert len(samples) == 28
@@ -121,6 +131,46 @@ def test_the_detector_decides_and_the_others_stand_guard():
     over = {n: np.mean([f.checks[n] > limits.checks[n].withhold for f in frames(rng, 4000)]) for n in CHECKS}
     assert 0.5 < over["local"] / over["displacement"] < 2
     assert max(over["inversion"], over["blur"]) < 0.2 * over["local"]
+
+
+def test_really_poor_sources_have_limits_of_their_own():
+    rng = np.random.default_rng(3)
+
+    def sources(count):
+        """A third shows little detail, and honest results of it say three times as much."""
+        poor = np.arange(count) % 3 == 0
+        detail = rng.uniform(0.01, 0.02, count) + np.where(poor, 0, 0.03)
+        found = [replace(f, detail=float(d)) for f, d in zip(frames(rng, count), detail, strict=True)]
+        return [
+            replace(f, checks={n: v * (3 if p and n in ("local", "colour") else 1) for n, v in f.checks.items()})
+            for f, p in zip(found, poor, strict=True)
+        ]
+
+    withheld = {False: [], True: []}
+    for _ in range(12):
+        limits = fit_by_quality(sources(600), sources(600), 0.05, warn_alpha=0.1)
+        assert 0.0195 < limits.poor.below < 0.05
+        assert limits.poor.checks.keys() == {"local", "displacement", "colour"}
+        assert limits.of(0.01)["local"].withhold > 1.5 * limits.of(0.04)["local"].withhold
+        assert limits.of(0.01)["blur"] == limits.of(None)["blur"]
+        for frame in sources(600):
+            withheld[limits.is_poor(frame.detail)].append(excess_of(frame, limits)[0] > 1)
+    assert np.mean(withheld[False]) == pytest.approx(0.05, abs=0.015)
+    assert np.mean(withheld[True]) == pytest.approx(0.05, abs=0.015)
+    few = fit_by_quality(sources(30), sources(30), 0.05, warn_alpha=0.1)
+    assert few.poor is None  # ten frames set no limit for one in twenty
+
+
+def test_evidence_is_of_what_counts():
+    honest = [Measured(HONEST, "m", "p", 0, 0, FrameScores(1.0, {"local": v})) for v in (0.1, 0.2, 0.3)]
+    small, large = (
+        Measured("invented lesion", "m", "p", size, 0.2, FrameScores(1.0, {"local": 9.0})) for size in (2, 8)
+    )
+    limits = Thresholds(0.5, 0.6, {"local": Limit(1, 2)})
+    assert evidence([*honest, small], limits) is None
+    found = evidence([*honest, small, large], limits)
+    assert found["honest"][::20] == [0.05, 0.1, 0.15]
+    assert set(found["altered"]) == {4.5}
 
 
 def test_the_area_is_the_probability_of_the_right_order():
@@ -234,7 +284,8 @@ def test_the_command_writes_limits_that_pass_what_they_should(folder, tmp_path):
     assert "cannot say so" in written["statement"]
     content = out.read_bytes()
     entry = GateEntry(calibration="own.json", sha256=hashlib.sha256(content).hexdigest())
-    manifest = Manifest(root=tmp_path, detector=load_manifest().detector)
+    shipped = load_manifest()
+    manifest = Manifest(root=tmp_path, detector=shipped.detector, colour_detector=shipped.colour_detector)
     assert set(load_limits("own", entry, manifest).checks) == set(CHECKS)
 
 

@@ -3,26 +3,37 @@
 import numpy as np
 import pytest
 from skimage import data
+from skimage.color import rgb2lab
 
-from medenhance_dicom.gate.alterations import KINDS, LESION_CONTRAST, SIZES, VESSEL_CONTRAST, alter
+from medenhance_dicom.gate.alterations import (
+    COLOUR_CONTRAST,
+    COLOUR_ONLY,
+    EQUAL_LIGHT,
+    KINDS,
+    LESION_CONTRAST,
+    SIZES,
+    VESSEL_CONTRAST,
+    alter,
+)
 from medenhance_dicom.lassim import GREY as WEIGHTS
 
 GREY = (data.camera()[60:252, 150:342] / 255).astype(np.float32)[..., None]
 COLOUR = (data.retina()[300:1068:4, 300:1068:4] / 255).astype(np.float32)
 PICTURES = {"grey": GREY, "colour": COLOUR}
-RECOLOURED = "recoloured lesion"
 
 
 def made(kind, picture, size, seed=0, **more):
     return alter(kind, picture, (picture**0.8).astype(np.float32), size, np.random.default_rng(seed), **more)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in KINDS for n in PICTURES if (k, n) != (RECOLOURED, "grey")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(k, n) for k in KINDS for n in PICTURES if k not in COLOUR_ONLY or n == "colour"]
+)
 def test_only_one_picture_changes_and_only_in_the_truth_and_its_rim(kind, name):
     picture = PICTURES[name]
     tried = (made(kind, picture, SIZES[kind][-1], seed) for seed in range(9))
     found = next(altered for altered in tried if altered is not None)
-    source_changes = kind in ("erased lesion", "added vessel")
+    source_changes = kind in ("erased lesion", "faded lesion", "added vessel")
     before, after = np.abs(found.before - picture), np.abs(found.after - picture**0.8)
     changed, kept = (before, after) if source_changes else (after, before)
     assert found.kind == kind
@@ -38,7 +49,7 @@ def test_only_one_picture_changes_and_only_in_the_truth_and_its_rim(kind, name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_seed_repeats_it(kind):
     size = SIZES[kind][-1]
-    picture = COLOUR if kind == RECOLOURED else GREY
+    picture = COLOUR if kind in COLOUR_ONLY else GREY
     seeds = [seed for seed in range(9) if made(kind, picture, size, seed) is not None][:2]
     one, two, other = (made(kind, picture, size, seed) for seed in (seeds[0], *seeds))
     np.testing.assert_array_equal(one.after, two.after)
@@ -61,12 +72,20 @@ def test_a_lesion_has_its_radius_and_its_contrast(name, radius):
         assert found.contrast == pytest.approx(light[light > 0.18].mean(), abs=0.02)
 
 
-def test_a_recoloured_lesion_keeps_its_luminance():
-    assert made(RECOLOURED, GREY, 8) is None
-    found = made(RECOLOURED, COLOUR, 8, 1, contrast=0.2)
-    change = found.after - COLOUR**0.8
-    assert np.abs(change @ np.array(WEIGHTS)).max() < 1e-4
-    assert np.abs(change).max() == pytest.approx(0.2, abs=0.01)
+@pytest.mark.parametrize("kind", COLOUR_ONLY)
+def test_a_lesion_of_colour_alone_keeps_its_lightness_and_is_as_far_as_it_says(kind):
+    assert made(kind, GREY, 8) is None
+    tints = set()
+    for seed in range(8):
+        found = made(kind, COLOUR, 8, seed)
+        changed, honest = (found.before, COLOUR) if kind == "faded lesion" else (found.after, COLOUR**0.8)
+        moved = (rgb2lab(changed) - rgb2lab(honest))[found.truth]
+        assert np.abs(moved[:, 0]).mean() < EQUAL_LIGHT
+        distance = np.linalg.norm(moved[:, 1:], axis=1)
+        assert 100 * COLOUR_CONTRAST[0] <= distance.max() < 100 * COLOUR_CONTRAST[1] + 5
+        assert distance.mean() == pytest.approx(100 * found.contrast, rel=0.25)
+        tints.add(int(np.degrees(np.arctan2(*moved[:, :0:-1].mean(0))) // 60))
+    assert len(tints) > 1  # red, yellow, bluish, pale
 
 
 def test_contrasts_are_drawn_from_the_stated_range():

@@ -38,7 +38,7 @@ HONEST = {
 @pytest.mark.parametrize("name", PICTURES)
 def test_an_unchanged_frame_has_nothing_to_object_to(name):
     scores = examine(PICTURES[name], PICTURES[name].copy())
-    assert scores == FrameScores(1.0, {"local": 0, "displacement": 0, "inversion": 0, "blur": 1})
+    assert scores == FrameScores(1.0, {"local": 0, "displacement": 0, "inversion": 0, "blur": 1, "colour": 0})
     assert not structure_map(PICTURES[name], PICTURES[name]).any()
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import jsonschema
+import numpy as np
 import pytest
 
-from medenhance_dicom.gate import FrameScores, Limit, Region, Thresholds, verdict_of
+from medenhance_dicom.gate import Evidence, FrameScores, Limit, Poor, Region, Thresholds, verdict_of
 from medenhance_dicom.provenance import VERDICT
-from medenhance_dicom.verdicts import MOST_OBJECTIONS, Blending, excess_of, in_words, settled, values_of
+from medenhance_dicom.verdicts import MOST_OBJECTIONS, Blending, confidence_of, excess_of, in_words, settled, values_of
 from tests.test_report import SCHEMA
 
 LIMITS = Thresholds(0.8, 0.9, {"local": Limit(1.0, 2.0), "displacement": Limit(0.5, 1.0)}, "tiny 0123456789ab")
@@ -89,6 +91,36 @@ def test_words_tell_that_limits_were_not_enough():
     _, _, words = told([FrameScores(0.9)], limits=Thresholds(0.5, 0.6, doubt="set by hand"))
     assert words.startswith("Structure check passed with a warning: LaSSIM 0.900")
     assert words.endswith("Limits: not calibrated.")
+
+
+def test_a_verdict_is_the_surer_the_farther_from_its_limit():
+    honest, altered = tuple(np.linspace(0.1, 1.1, 41)), tuple(np.linspace(0.9, 8, 41))
+    limits = replace(LIMITS, evidence=Evidence(honest, altered))
+    sure = [confidence_of(excess, excess <= 1, limits) for excess in (0, 0.5, 0.99, 1.01, 3, 99, math.inf)]
+    assert sure[:3] == sorted(sure[:3], reverse=True)
+    assert sure[3:] == sorted(sure[3:])
+    assert min(sure[0], sure[-1]) > 0.99
+    assert max(sure[2], sure[3]) < 0.95
+    assert confidence_of(0.5, True, LIMITS) is None
+    _, values, words = told([GOOD], limits=limits)
+    assert values["confidence"] == confidence_of(0.25, True, limits)
+    assert f"columns 4-8; confidence {values['confidence']:.2f}. Limits" in words
+    assert told([FrameScores(None)], "off", limits=limits)[1]["confidence"] is None
+    assert told([GOOD, FAILED], limits=limits)[1]["confidence"] == confidence_of(1.5, False, limits)
+
+
+def test_each_frame_is_held_against_the_limits_of_its_source():
+    limits = replace(LIMITS, poor=Poor(0.02, {"local": Limit(4.0, 8.0)}))
+    loud = FrameScores(0.95, {"local": 3.0, "displacement": 0.25}, {}, 0.03)
+    poor = replace(loud, detail=0.01)
+    assert excess_of(loud, limits) == (pytest.approx(1.5), "local")
+    assert excess_of(poor, limits) == (pytest.approx(0.375), "local")
+    assert verdict_of([poor], limits).outcome == "enhanced"
+    verdict, values, _ = told([poor, loud, poor], limits=limits)
+    assert verdict.outcome == "withheld"
+    assert (values["checks"]["local"]["frame"], values["checks"]["local"]["withhold"]) == (1, 2.0)
+    assert values["poor_frames"] == 2
+    assert [o["frame"] for o in values["objections"]] == [1]
 
 
 def test_a_displacement_is_told_in_its_frame():

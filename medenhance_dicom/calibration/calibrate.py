@@ -12,13 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from medenhance_dicom.calibration.limits import conformal_quantile, fit_limits
+from medenhance_dicom.calibration.limits import conformal_quantile, fit_by_quality
 from medenhance_dicom.calibration.measuring import HONEST, Honest, Measured, measure
 from medenhance_dicom.calibration.pictures import Sample, digest_of, find_pictures, split, unseen
 from medenhance_dicom.calibration.resampling import Patients
 from medenhance_dicom.errors import InputError
 from medenhance_dicom.gate import Thresholds
-from medenhance_dicom.gate.alterations import LESION_CONTRAST, SIZES, TEXTURE_CONTRAST, VESSEL_CONTRAST
+from medenhance_dicom.gate.alterations import (
+    COLOUR_CONTRAST,
+    COLOUR_ONLY,
+    LESION_CONTRAST,
+    SIZES,
+    TEXTURE_CONTRAST,
+    VESSEL_CONTRAST,
+)
 from medenhance_dicom.intervals import wilson
 from medenhance_dicom.manifest import learned_pictures, load_manifest
 from medenhance_dicom.metrics import auroc
@@ -26,11 +33,12 @@ from medenhance_dicom.verdicts import excess_of
 
 __all__ = ["LEAST", "MUST", "Calibrated", "calibrate", "tested", "write"]
 
-VERSION = 2
+VERSION = 3
 LEAST = {
     "invented lesion": 4,
     "erased lesion": 4,
     "recoloured lesion": 4,
+    "faded lesion": 4,
     "erased vessel": 20,
     "added vessel": 20,
     "warp": 2,
@@ -41,6 +49,7 @@ DRAWS = {"invented lesion": 3, "erased lesion": 3, "erased vessel": 3, "warp": 3
 ENOUGH = 100
 """Pictures to test on; fewer are drawn from more often."""
 MUST = ("invented lesion", "erased lesion", "erased vessel", "warp", "inversion")
+QUANTILES = 41
 CONTRASTS = (0.10, 0.15, 0.20, 0.25, 0.30001)
 Progress = Callable[[int, int], None]
 
@@ -96,7 +105,7 @@ def calibrate(
     fitted = list(measure(next(sides), honest, rng, count=count, level=level))
     units, scores = ([m.scores for m in fitted[i::2]] for i in (0, 1))
     try:
-        limits = fit_limits(units, scores, alpha, warn_alpha=min(2 * alpha, 0.5))
+        limits = fit_by_quality(units, scores, alpha, warn_alpha=min(2 * alpha, 0.5))
     except ValueError as error:
         raise InputError(str(error)) from error
     lassim_alone = 1 - conformal_quantile([_lassim_loss(m) for m in fitted], alpha)
@@ -110,10 +119,13 @@ def calibrate(
         "level": level,
         "seed": seed,
         "detector": manifest.detector.sha256 if manifest.detector else "",
+        "colour_detector": manifest.colour_detector.sha256 if manifest.colour_detector else "",
         "left_out": len(found) - len(samples),
         "minimum": limits.minimum,
         "warn_below": limits.warn_below,
         "checks": {name: asdict(found) for name, found in limits.checks.items()},
+        "poor": _of_poor(limits),
+        "evidence": evidence(rows, limits),
         "calibrated_on": {
             "data": [asdict(folder) for folder in digest_of(first, folders)],
             "pictures": len(first),
@@ -130,6 +142,7 @@ def calibrate(
             "lesion_contrast": LESION_CONTRAST,
             "vessel_contrast_at_least": VESSEL_CONTRAST,
             "texture_contrast": TEXTURE_CONTRAST,
+            "colour_contrast": COLOUR_CONTRAST,
             "sizes_in_pixels_at_384": {kind: list(sizes) for kind, sizes in SIZES.items()},
         },
         "results": tested(rows, limits, lassim_alone),
@@ -149,6 +162,36 @@ def _told(samples: Sequence[Sample], total: int, before: int, progress: Progress
 def write(calibrated: Calibrated, path: Path) -> None:
     """As JSON, with a line break at the end."""
     path.write_text(json.dumps(calibrated.document, indent=1) + "\n", encoding="utf-8")
+
+
+def _of_poor(limits: Thresholds) -> dict[str, Any] | None:
+    poor = limits.poor
+    if poor is None:
+        return None
+    return {"below": poor.below, "checks": {name: asdict(found) for name, found in poor.checks.items()}}
+
+
+def evidence(rows: Sequence[Measured], limits: Thresholds) -> dict[str, list[float]] | None:
+    """Evenly spaced quantiles of the excesses of honest and of altered pairs, by which a verdict tells how sure it is.
+
+    None where there is nothing of one of the two.
+    """
+    excesses = {
+        side: [_excess(m, limits) for m in rows if (m.kind == HONEST) == (side == "honest") and _counts(m)]
+        for side in ("honest", "altered")
+    }
+    if not all(excesses.values()):
+        return None
+    most = 1e6  # JSON has no infinity
+    return {
+        side: [round(float(q), 4) for q in np.quantile(np.minimum(found, most), np.linspace(0, 1, QUANTILES))]
+        for side, found in excesses.items()
+    }
+
+
+def _counts(row: Measured) -> bool:
+    """Whether an alteration is large enough for the statement; honest pairs are."""
+    return row.size >= LEAST.get(row.kind, 0)
 
 
 def tested(rows: Sequence[Measured], limits: Thresholds, lassim_minimum: float) -> dict[str, Any]:
@@ -185,7 +228,7 @@ def tested(rows: Sequence[Measured], limits: Thresholds, lassim_minimum: float) 
 
     kinds = {}
     for kind, found in by_kind.items():
-        counted = [m for m in found if m.size >= LEAST.get(kind, 0)]
+        counted = [m for m in found if _counts(m)]
         kinds[kind] = {
             "size_at_least": LEAST.get(kind, 0),
             "missed": missed(counted),
@@ -193,18 +236,45 @@ def tested(rows: Sequence[Measured], limits: Thresholds, lassim_minimum: float) 
             "lassim_alone": {"missed": missed_by_lassim(counted), **area(counted, _lassim_loss)},
             "by_size": {f"{size:g}": missed([m for m in found if m.size == size]) for size in SIZES[kind]},
         }
-        if "lesion" in kind:
+        if "lesion" in kind and kind not in COLOUR_ONLY:
             kinds[kind]["by_contrast"] = {
                 f"{low:.2f}-{high:.2f}": missed([m for m in counted if low <= m.contrast / 0.95 < high])
                 for low, high in pairwise(CONTRASTS)
             }
+    counted = [m for m in altered if _counts(m)]
+    classes = {"ordinary": False, "poor": True} if limits.poor else {}
+    released = {
+        name: {
+            "all": missed([m for m in counted if (m.kind in COLOUR_ONLY) == colour]),
+            **{
+                quality: missed(
+                    [
+                        m
+                        for m in counted
+                        if (m.kind in COLOUR_ONLY) == colour and limits.is_poor(m.scores.detail) == poor
+                    ]
+                )
+                for quality, poor in classes.items()
+            },
+        }
+        for name, colour in (("structure", False), ("colour alone", True))
+    }
     return {
+        "released": released,
+        "falsely_withheld_by_quality": {
+            quality: share(*_withheld([m for m in honest if limits.is_poor(m.scores.detail) == poor], limits))
+            for quality, poor in classes.items()
+        },
         "falsely_withheld": share(honest, [_excess(m, limits) > 1 for m in honest]),
         "falsely_withheld_by_method": _by(honest, lambda m: m.method, lambda m: _excess(m, limits) > 1),
         "falsely_withheld_by_lassim_alone": share(honest, [_lassim_loss(m) > 1 - lassim_minimum for m in honest]),
         "lassim_alone_minimum": lassim_minimum,
         "kinds": kinds,
     }
+
+
+def _withheld(rows: Sequence[Measured], limits: Thresholds) -> tuple[Sequence[Measured], list[bool]]:
+    return rows, [_excess(m, limits) > 1 for m in rows]
 
 
 def _by(
@@ -236,7 +306,7 @@ def _statement(document: Mapping[str, Any]) -> str:
     sizes = {"warp": "by {:g} pixels or more"}
     held: list[str] = []
     open_: list[str] = []
-    for kind in MUST:
+    for kind in (*MUST, *(kind for kind in COLOUR_ONLY if kind in results["kinds"])):
         found = results["kinds"].get(kind)
         if found is None or not found["missed"]["n"]:
             open_.append(f"{kind}: not tested")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medenhance_dicom.calibration.enhancers import honest_of
-from medenhance_dicom.calibration.examples import Examples, store_pairs
+from medenhance_dicom.calibration.examples import Examples, Sees, store_pairs
 from medenhance_dicom.calibration.measuring import Prepared, bounded
 from medenhance_dicom.calibration.pictures import Sample, find_pictures
 from medenhance_dicom.errors import InputError, RecipeError
@@ -56,16 +56,21 @@ class DetectorRecipe(_Table):
     name: str
     summary: str = ""
     domains: list[Domain] = Field(min_length=1)
+    sees: Sees = "structure"
+    """Whether it becomes the manifest's [detector] or its [colour_detector]."""
     seed: int = 1
     """Decides on everything that is drawn, and on whose pictures are learned from."""
     share: float = Field(0.5, gt=0, le=1)
     """Of the patients and sequences; the others are left to calibrate and to test on."""
+    pictures: int | None = Field(None, ge=1)
+    """Of each domain, at most; None: all of those patients."""
     steps: int = Field(3000, ge=1)
     batch: int = Field(16, ge=2)
     side: int = Field(256, ge=64, multiple_of=16)
     """Of the windows that are learned from, in pixels at working size."""
     rate: float = 2e-3
-    widths: tuple[int, int, int, int] = (24, 40, 56, 64)
+    widths: tuple[int, ...] | None = None
+    """Of the network; None: its own."""
 
     @classmethod
     def read(cls, path: Path) -> DetectorRecipe:
@@ -117,10 +122,10 @@ def learn(
     run.mkdir(parents=True, exist_ok=True)
     domains = [(domain, _samples(recipe, domain, data)) for domain in recipe.domains]
     files = [path for domain, found in domains for path in _pairs(found, domain, run / "pairs", recipe.seed)]
-    network = build_network("detector", widths=recipe.widths).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGED), use_buffers=True
-    )
+    kind = "detector" if recipe.sees == "structure" else "colour_detector"
+    network = build_network(kind, **({"widths": recipe.widths} if recipe.widths else {}))
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = torch.optim.swa_utils.AveragedModel(network, avg_fn=_averaged, use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-3)
     parts = {"network": network, "average": average, "optimizer": optimizer}
     last, begun = run / "last.safetensors", 0
@@ -133,7 +138,7 @@ def learn(
     def save(step: int) -> None:
         save_checkpoint(last, {"step": step} | {name: part.state_dict() for name, part in parts.items()})
 
-    examples = Examples(files, recipe.side, recipe.seed)
+    examples = Examples(files, recipe.side, recipe.seed, recipe.sees)
     numbers = range(begun * recipe.batch, recipe.steps * recipe.batch)
     loader = torch.utils.data.DataLoader(examples, recipe.batch, sampler=numbers, num_workers=workers)
     saved = time.monotonic()
@@ -171,7 +176,7 @@ def losses(odds: Tensor, truth: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, 
     the maps in shape.
 
     Args:
-        odds: Log-odds, (B, 2, h, w).
+        odds: Log-odds, (B, 2, h, w), or (B, 1, h, w) where nothing was moved.
         truth: (B, H, W) in {0, 1}.
         moved: (B,), whether the second map is to say it.
     """
@@ -181,7 +186,7 @@ def losses(odds: Tensor, truth: Tensor, moved: Tensor) -> tuple[Tensor, Tensor, 
     honest = odds.amax(1).masked_fill(near, nothing).flatten(1).topk(HARDEST, 1).values
     quiet = functional.softplus(honest).mean()
     quiet_everywhere = (functional.softplus(odds).amax(1) * ~near).sum() / (~near).sum().clamp(min=1)
-    own = torch.where(moved[:, None, None], odds[:, 1], odds[:, 0])
+    own = torch.where(moved[:, None, None], odds[:, -1], odds[:, 0])
     some = altered.flatten(1).any(1)
     if not some.any():
         return quiet, quiet.new_zeros(()), quiet + EVERYWHERE * quiet_everywhere
@@ -197,7 +202,10 @@ def _samples(recipe: DetectorRecipe, domain: Domain, data: Path) -> list[Sample]
     found = [s for s in find_pictures([data / folder for folder in domain.folders]) if recipe.learns_from(s.group)]
     if not found:
         raise InputError(f"{', '.join(domain.folders)}: no patient or sequence to learn from with this seed and share")
-    return found
+    if recipe.pictures is None:
+        return found
+    drawn = np.random.default_rng(recipe.seed).permutation(len(found))[: recipe.pictures]
+    return [found[k] for k in sorted(drawn)]
 
 
 def _pairs(samples: list[Sample], domain: Domain, folder: Path, seed: int) -> list[Path]:
@@ -217,6 +225,12 @@ def _pairs(samples: list[Sample], domain: Domain, folder: Path, seed: int) -> li
             picture = enhancers[0].seen(picture)
         store_pairs(files[-1], picture, enhancers, np.random.default_rng((seed, number)))
     return files
+
+
+def _averaged(average: Tensor, now: Tensor, number: Tensor | int) -> Tensor:
+    """A moving average whose reach grows with the run, so that a short one forgets what it began with."""
+    kept = min(AVERAGED, (1 + int(number)) / (10 + int(number)))
+    return average + (1 - kept) * (now - average)
 
 
 def _cosine(share: float) -> float:

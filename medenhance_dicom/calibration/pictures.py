@@ -16,7 +16,7 @@ from medenhance_dicom.training.choosing import group_of, known_groups
 
 __all__ = ["Folder", "Sample", "digest_of", "find_pictures", "split", "unseen"]
 
-NOT_PICTURES = {"masks", "vessels"}
+NOT_PICTURES = {"masks", "vessels", "vessels_machine", "lesions", "av"}
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 Each alteration takes an honest pair, the source before and the enhanced picture after, and gives an altered pair with
 the mask of what was altered. Sizes are in pixels of a picture whose longer side has 384. Contrasts are shares of the
-range: a lesion of contrast 0.2 changes luminance by 0.2 at its centre.
+range: a lesion of contrast 0.2 changes luminance by 0.2 at its centre, one of colour alone a* and b* by 20 of the 100
+that L* has (CIELAB, D65).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +19,7 @@ from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filte
 
 from medenhance_dicom.lassim import GREY
 
-__all__ = ["KINDS", "SIZES", "Altered", "alter"]
+__all__ = ["COLOUR_ONLY", "KINDS", "SIZES", "Altered", "alter"]
 
 Unit = NDArray[np.float32]
 Plane = NDArray[np.floating[Any]]
@@ -28,6 +30,10 @@ LESION_CONTRAST = (0.10, 0.30)
 VESSEL_CONTRAST = 0.05  # of the picture that loses it; a shallower segment is not taken
 GLARE = 0.95  # luminance; what touches it is no vessel
 SEGMENT = 2.5  # pixels to either side of its middle
+COLOUR_CONTRAST = (0.10, 0.25)  # of a lesion of colour alone: distance in a*, b* over 100
+EQUAL_LIGHT = 2.0  # in L*, on average: more is a lesion of luminance
+HUES = {"red": 30.0, "yellow": 90.0, "bluish": 260.0, "pale": None}
+"""Tint of a lesion of colour alone -> its angle in the a*, b* plane in degrees, give or take 15; None: towards grey."""
 TEXTURE_CONTRAST = (0.03, 0.08)  # root mean square
 VISIBLE = 0.03
 """Mean absolute change: a patch swapped for its like, or an evenly grey one inverted, alters nothing. As much has a
@@ -35,6 +41,7 @@ segment to stand out of the other picture."""
 KEPT = 0.9  # of a lesion's contrast is left where black and white bound it
 WARP_SMOOTHNESS = 24.0
 TRIES = 60
+NOTHING = 1e-4  # of a disk's weight
 TINTS = {
     1: ((1.0, 1.0, 1.0), (1.0, 1.05, 0.45)),  # brighter: white, yellowish as exudates
     -1: ((1.0, 1.0, 1.0), (0.55, 1.15, 0.9)),  # darker: grey, reddish as haemorrhages
@@ -124,19 +131,15 @@ def erased_lesion(scene: _Scene, radius: float) -> Altered | None:
 
 
 def recoloured_lesion(scene: _Scene, radius: float) -> Altered | None:
-    """A soft-edged disk of the result changes its colour and keeps its luminance; `contrast` is of red or blue."""
-    if scene.after.shape[2] == 1:
-        return None
-    contrast = scene.within(*LESION_CONTRAST)
-    red, green, blue = GREY
-    for centre in scene.places(radius * scene.unit + 2):
-        tint = np.array((1, -red / green, 0) if scene.rng.random() < 0.5 else (0, -blue / green, 1))
-        tint *= contrast * float(scene.rng.choice((-1, 1)))
-        disk = _disk(scene, centre, radius)
-        changed = scene.after + tint.astype(np.float32)
-        if changed[disk > 0.5].min() >= 0 and changed[disk > 0.5].max() <= 1:
-            return _blended("recoloured lesion", scene, changed, disk, radius, contrast)
-    return None
+    """A soft-edged disk of the result changes its colour (see `HUES`) and keeps its L*."""
+    found = _with_colour(scene, scene.after, radius)
+    return None if found is None else Altered("recoloured lesion", scene.before, found[0], found[1], radius, found[2])
+
+
+def faded_lesion(scene: _Scene, radius: float) -> Altered | None:
+    """The source has a disk of another colour, and the result is the enhancement of the source without it."""
+    found = _with_colour(scene, scene.before, radius)
+    return None if found is None else Altered("faded lesion", found[0], scene.after, found[1], radius, found[2])
 
 
 def erased_vessel(scene: _Scene, length: float) -> Altered | None:
@@ -206,10 +209,13 @@ def invented_texture(scene: _Scene, radius: float) -> Altered | None:
     return _blended("invented texture", scene, changed, disk, radius, strength)
 
 
+COLOUR_ONLY = ("recoloured lesion", "faded lesion")
+"""Kinds that leave luminance as it is, which grey frames cannot have."""
 KINDS: dict[str, Callable[[_Scene, float], Altered | None]] = {
     "invented lesion": invented_lesion,
     "erased lesion": erased_lesion,
     "recoloured lesion": recoloured_lesion,
+    "faded lesion": faded_lesion,
     "erased vessel": erased_vessel,
     "added vessel": added_vessel,
     "warp": warp,
@@ -222,6 +228,7 @@ SIZES: dict[str, tuple[float, ...]] = {
     "invented lesion": (2, 3, 4, 6, 8, 12, 20),
     "erased lesion": (2, 3, 4, 6, 8, 12, 20),
     "recoloured lesion": (4, 6, 8, 12, 20),
+    "faded lesion": (4, 6, 8, 12, 20),
     "erased vessel": (10, 20, 30, 40),
     "added vessel": (10, 20, 30, 40),
     "warp": (1, 1.5, 2, 3, 4),
@@ -243,11 +250,11 @@ def _only(scene: _Scene, changed: Plane) -> Unit:
     return np.where(scene.inside[..., None], changed, scene.after).astype(np.float32)
 
 
-def _disk(scene: _Scene, centre: NDArray[np.intp], radius: float) -> Unit:
-    """(H, W) in [0, 1], falling from 1 to 0 over about 1.5 pixels at 384."""
+def _disk(scene: _Scene, centre: NDArray[np.intp], radius: float, softness: float = 0.4) -> Unit:
+    """(H, W) in [0, 1], falling from 1 to 0 over about four times `softness` pixels at 384."""
     y, x = np.ogrid[: scene.inside.shape[0], : scene.inside.shape[1]]
     away = np.hypot(y - centre[0], x - centre[1]) / scene.unit - radius
-    return (1 / (1 + np.exp(np.clip(away / 0.4, -30, 30)))).astype(np.float32)
+    return (1 / (1 + np.exp(np.clip(away / softness, -30, 30)))).astype(np.float32)
 
 
 def _disk_somewhere(scene: _Scene, radius: float) -> Unit | None:
@@ -273,6 +280,43 @@ def _with_lesion(scene: _Scene, picture: Unit, radius: float) -> tuple[Unit, Mas
         got = float(np.abs(luminance(changed) - luminance(picture))[core].mean()) if core.any() else 0.0
         if got > KEPT * contrast * float(disk[core].mean() if core.any() else 1):
             return changed, (disk > 0.5) & scene.inside, got
+    return None
+
+
+def _with_colour(scene: _Scene, picture: Unit, radius: float) -> tuple[Unit, Mask, float] | None:
+    """The picture with a lesion of colour alone, its mask, and how far its colour moved on average, over 100."""
+    from skimage.color import lab2rgb, rgb2lab
+
+    if picture.shape[2] == 1:
+        return None
+    contrast = scene.within(*COLOUR_CONTRAST)
+    softness = float(scene.rng.uniform(0.3, 0.25 * radius))
+    reach = int(np.ceil((radius + 12 * softness) * scene.unit))
+    for centre in scene.places(radius * scene.unit + 2):
+        near = tuple(slice(max(0, int(c) - reach), int(c) + reach + 1) for c in centre)
+        disk = _disk(scene, centre, radius, softness)
+        part, weight = picture[near].astype(np.float64), disk[near]
+        lab = rgb2lab(part)
+        hue = HUES[str(scene.rng.choice(list(HUES)))]
+        core = weight > 0.8
+        angle = np.radians(scene.rng.uniform(-15, 15) + (hue or 0))
+        way = np.array((np.cos(angle), np.sin(angle))) if hue is not None else -lab[core][:, 1:].mean(0)
+        if not core.any() or np.linalg.norm(way) < (0 if hue is not None else 100 * contrast):
+            continue
+        wanted = lab.copy()
+        wanted[..., 1:] += 100 * contrast * way / np.linalg.norm(way) * weight[..., None]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # some colours are none of sRGB's
+            changed = lab2rgb(wanted).astype(np.float32)
+        moved = (rgb2lab(changed) - lab)[core]
+        got = float(np.linalg.norm(moved[:, 1:].mean(0))) / 100
+        if (
+            got >= max(COLOUR_CONTRAST[0], KEPT * contrast * weight[core].mean())
+            and abs(moved[:, 0]).mean() <= EQUAL_LIGHT
+        ):
+            result = picture.copy()
+            result[near] = np.where(weight[..., None] > NOTHING, changed, picture[near])
+            return np.where(scene.inside[..., None], result, picture), (disk > 0.5) & scene.inside, got
     return None
 
 

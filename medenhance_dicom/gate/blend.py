@@ -1,4 +1,4 @@
-"""Where the structure map objects, the source's pixels come back, feathered; the rest stays enhanced."""
+"""Where the maps of structure and colour object, the source's pixels come back, feathered; the rest stays enhanced."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medenhance_dicom.gate.checks import FrameScores, examine, structure_map
+from medenhance_dicom.gate.checks import FrameScores, detail_of, examine, structure_map
 from medenhance_dicom.gate.verdict import LEVEL, Thresholds
 
 __all__ = ["FEATHER", "Blended", "blend", "objection_map", "source_weight"]
@@ -16,8 +16,8 @@ __all__ = ["FEATHER", "Blended", "blend", "objection_map", "source_weight"]
 Unit = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
-MAP_CHECK = "local"
-"""The check whose limit the structure map is measured in."""
+MAP_CHECKS = ("local", "colour")
+"""The checks whose maps say where the source comes back, each measured in its limit."""
 FEATHER = 3.0
 """Standard deviation of the seam, in pixels of a frame brought to 384 on its longer side."""
 GROWN_TO = 0.5
@@ -55,12 +55,12 @@ def objection_map(
         inside: (H, W), where the enhancer may have changed something; None: everywhere.
 
     Returns:
-        (H, W), 0 and up; None where there is no limit to measure by.
+        (H, W), 0 and up, the larger of both maps; None where there is no limit to measure by.
     """
-    limit = thresholds.checks.get(MAP_CHECK)
-    if limit is None or limit.withhold <= 0:
-        return None
-    return (structure_map(before, after, inside) / limit.withhold).astype(np.float32)
+    within = thresholds.of(detail_of(before, inside) if thresholds.poor else None)
+    limits = {name: within[name].withhold for name in MAP_CHECKS if name in within}
+    maps = [structure_map(before, after, inside, name) / limit for name, limit in limits.items() if limit > 0]
+    return np.maximum.reduce(maps).astype(np.float32) if maps else None
 
 
 def blend(
@@ -83,14 +83,13 @@ def blend(
         inside: (H, W), where the enhancer may have changed something; None: everywhere.
 
     Returns:
-        The blended frame, which may still object; None where the map's check stays within its limit, or has none.
+        The blended frame, which may still object; None where the maps' checks stay within their limits, or have none.
     """
-    limit = thresholds.checks.get(MAP_CHECK)
     core = np.zeros(before.shape[:2], bool)
     found: Blended | None = None
     now, measured = after, scores
     for _ in range(ROUNDS):
-        if limit is None or measured.checks.get(MAP_CHECK, 0.0) <= limit.withhold:
+        if not any(_is_beyond(measured, name, thresholds) for name in MAP_CHECKS):
             break
         objection = objection_map(before, now, thresholds, inside)
         grown = core if objection is None else core | _objecting(objection)
@@ -114,6 +113,11 @@ def source_weight(core: Mask) -> NDArray[np.float32]:
     sigma = FEATHER * max(core.shape) / 384
     distance = distance_transform_edt(~core) / sigma
     return np.where(distance <= _NOTHING, np.exp(-(distance**2) / 2), 0).astype(np.float32)
+
+
+def _is_beyond(scores: FrameScores, check: str, thresholds: Thresholds) -> bool:
+    limit = thresholds.of(scores.detail).get(check)
+    return limit is not None and scores.checks.get(check, 0.0) > limit.withhold
 
 
 def _objecting(objection: NDArray[np.float32]) -> Mask:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CHECKS", "FrameScores", "Region", "examine", "structure_map"]
+__all__ = ["CHECKS", "FrameScores", "Region", "detail_of", "examine", "structure_map"]
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Unit = NDArray[np.floating[Any]]
 
-CHECKS = ("local", "displacement", "inversion", "blur")
+CHECKS = ("local", "displacement", "inversion", "blur", "colour")
 SMALLEST = 32
 """Rows and columns from which on the checks say something."""
 FAINT = 0.1  # a statistic that is nowhere larger has no worst place
@@ -48,6 +48,9 @@ class FrameScores:
     """Check -> its statistic; the larger, the worse. Empty where `lassim` is no number, and below 32 x 32 pixels."""
     regions: dict[str, Region] = field(default_factory=dict)
     """Check -> where its statistic is worst; not of one that is next to nothing everywhere."""
+    detail: float | None = None
+    """How much fine detail the source shows, `working.seen_detail`, by which a calibration tells really poor pictures;
+    None where there are no checks."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -61,6 +64,7 @@ def examine(before: Unit, after: Unit, *, level: int = 3, inside: NDArray[np.boo
     displacement: how sure it is that structure was moved, log(1 + odds); see `detector.altered_maps`.
     inversion: 1 - the lowest local correlation, in [0, 2]; above 1 local contrast has changed its sign.
     blur: how much less of the fine detail than of the coarse is left along strong edges; 1: nothing lost.
+    colour: how sure it is that a spot changed its colour alone, log(1 + odds); see `colour.colour_map`.
 
     Args:
         before: (H, W, C) in [0, 1], C = 1 or 3 (RGB).
@@ -70,8 +74,8 @@ def examine(before: Unit, after: Unit, *, level: int = 3, inside: NDArray[np.boo
 
     Raises:
         ValueError: The shapes differ.
-        ModelError: The detector's weights are missing or altered. Where the manifest has no detector at all, `local`
-            and `displacement` are not measured.
+        ModelError: A detector's weights are missing or altered. Where the manifest has no detector at all, `local`
+            and `displacement` are not measured, nor `colour` where it has none of colour.
     """
     import torch
 
@@ -90,19 +94,22 @@ def examine(before: Unit, after: Unit, *, level: int = 3, inside: NDArray[np.boo
             return FrameScores(score)
         if np.array_equal(before, after):
             return FrameScores(score, dict.fromkeys(CHECKS, 0.0) | {"blur": 1.0})
-        maps, sharpness = _measured(before, after, inside)
+        maps, sharpness, detail = _measured(before, after, inside)
         checks = {name: float(values.max()) for name, values in maps.items()} | {"blur": sharpness}
         regions = {n: _worst_region(m, (height, width)) for n, m in maps.items() if checks[n] > FAINT}
-        return FrameScores(score, checks, regions)
+        return FrameScores(score, checks, regions, detail)
 
 
-def structure_map(before: Unit, after: Unit, inside: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-    """Where the check `local` objects, and how much; divided by its limit, it objects from 1 up.
+def structure_map(
+    before: Unit, after: Unit, inside: NDArray[np.bool_] | None = None, check: str = "local"
+) -> NDArray[np.float32]:
+    """Where a check objects, and how much; divided by its limit, it objects from 1 up.
 
     Args:
         before: (H, W, C) in [0, 1], C = 1 or 3 (RGB), finite.
         after: The same shape.
         inside: (H, W), where the enhancer may have changed something; None: everywhere.
+        check: `local`, `displacement` or `colour`.
 
     Returns:
         (H, W), 0 and up; its largest value is that of the check. 0 below 32 x 32 pixels and without detector.
@@ -118,15 +125,30 @@ def structure_map(before: Unit, after: Unit, inside: NDArray[np.bool_] | None = 
     size = before.shape[:2]
     if min(size) < SMALLEST or np.array_equal(before, after):
         return np.zeros(size, np.float32)
+    from medenhance_dicom.gate.colour import colour_map
     from medenhance_dicom.gate.detector import altered_maps
     from medenhance_dicom.gate.working import prepare
 
     with torch.inference_mode(), one_thread():
-        found = altered_maps(prepare(before, after, inside)).get("local")
+        pair = prepare(before, after, inside)
+        found = (colour_map(pair) if check == "colour" else altered_maps(pair)).get(check)
         if found is None:
             return np.zeros(size, np.float32)
         full = functional.interpolate(found[None, None], size=size, mode="nearest")[0, 0]
         return full.numpy().astype(np.float32)
+
+
+def detail_of(before: Unit, inside: NDArray[np.bool_] | None = None) -> float | None:
+    """`FrameScores.detail` of a source (H, W, 1 or 3) in [0, 1] by itself."""
+    import torch
+
+    from medenhance_dicom.gate.working import prepare, seen_detail
+
+    if min(before.shape[:2]) < SMALLEST:
+        return None
+    with torch.inference_mode(), one_thread():
+        pair = prepare(before, before, inside)
+        return seen_detail(pair.before, pair.inside)
 
 
 @contextmanager
@@ -145,15 +167,19 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _measured(before: Unit, after: Unit, inside: NDArray[np.bool_] | None) -> tuple[dict[str, Tensor], float]:
-    """The maps of the checks, (h, w) of any size each, and the blur of the frame."""
+def _measured(
+    before: Unit, after: Unit, inside: NDArray[np.bool_] | None
+) -> tuple[dict[str, Tensor], float, float | None]:
+    """The maps of the checks, (h, w) of any size each, the blur of the frame, and the detail that the source shows."""
     from medenhance_dicom.gate.blur import lost_sharpness
+    from medenhance_dicom.gate.colour import colour_map
     from medenhance_dicom.gate.detector import altered_maps
     from medenhance_dicom.gate.inversion import correlation_map
-    from medenhance_dicom.gate.working import prepare
+    from medenhance_dicom.gate.working import prepare, seen_detail
 
     pair = prepare(before, after, inside)
-    return altered_maps(pair) | {"inversion": correlation_map(pair)}, lost_sharpness(pair)
+    maps = altered_maps(pair) | {"inversion": correlation_map(pair)} | colour_map(pair)
+    return maps, lost_sharpness(pair), seen_detail(pair.before, pair.inside)
 
 
 def _worst_region(found: Tensor, shape: tuple[int, int]) -> Region:

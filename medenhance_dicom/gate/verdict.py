@@ -16,9 +16,11 @@ __all__ = [
     "LEVEL",
     "NOT_CALIBRATED",
     "NOT_CHECKED",
+    "Evidence",
     "Limit",
     "Mode",
     "Outcome",
+    "Poor",
     "Thresholds",
     "Verdict",
     "judge",
@@ -48,6 +50,25 @@ class Limit:
 
 
 @dataclass(frozen=True)
+class Poor:
+    """Limits of their own for sources that show little, in which honest results and detectors are less sure."""
+
+    below: float
+    """Of `FrameScores.detail`: a frame with less is really poor."""
+    checks: Mapping[str, Limit]
+    """In place of the ordinary ones of the same name."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How excesses (`verdicts.excess_of`) of honest and of altered results lie, as a calibration saw them."""
+
+    honest: tuple[float, ...]
+    """Quantiles, evenly from the smallest to the largest."""
+    altered: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Thresholds:
     """The gate's limits, kept with the weights they were calibrated for."""
 
@@ -63,6 +84,18 @@ class Thresholds:
     """Why nothing that they let pass is better than `warned`; empty: nothing speaks against it."""
     wanted: tuple[str, ...] = ()
     """Checks without which a frame that passes is at most `warned`."""
+    poor: Poor | None = None
+    """None: the same limits for sources of any quality."""
+    evidence: Evidence | None = None
+    """None: nothing is known of how sure a verdict is."""
+
+    def is_poor(self, detail: float | None) -> bool:
+        """Whether the limits take a source with so much detail for really poor."""
+        return self.poor is not None and detail is not None and detail < self.poor.below
+
+    def of(self, detail: float | None) -> Mapping[str, Limit]:
+        """Limits of the checks for a source that shows so much detail; None: not known, taken for ordinary."""
+        return {**self.checks, **self.poor.checks} if self.poor and self.is_poor(detail) else self.checks
 
     def __post_init__(self) -> None:
         if not -1 <= self.minimum <= self.warn_below <= 1:
@@ -82,7 +115,7 @@ class Verdict:
     """A stable upper-case code, a colon and a sentence; None when there is nothing to say."""
     details: dict[str, Any] = field(default_factory=dict)
     """JSON-able: level, frames, worst_frame, mean, minimum, warn_below, mode, and `checks`: of each check its worst
-    value, frame and region, and its limits."""
+    value, frame and region, and that frame's limits."""
 
 
 def judge(
@@ -175,7 +208,7 @@ def _verdict(frames: Sequence[FrameScores], thresholds: Thresholds, mode: Mode, 
     elif worst < thresholds.warn_below:
         doubtful.append(f"LASSIM: structure may have changed, {worst:.4f} is below {thresholds.warn_below:.4f}{place}")
     for name, found in details["checks"].items():
-        limit = thresholds.checks.get(name)
+        limit = thresholds.of(frames[found["frame"]].detail).get(name)
         if limit is not None and found["value"] > limit.warn:
             over, most = (failed, limit.withhold) if found["value"] > limit.withhold else (doubtful, limit.warn)
             where = f" at {found['where']}" if "where" in found else ""
@@ -189,17 +222,21 @@ def _verdict(frames: Sequence[FrameScores], thresholds: Thresholds, mode: Mode, 
 
 
 def _worst_of_checks(frames: Sequence[FrameScores], thresholds: Thresholds) -> dict[str, dict[str, Any]]:
-    """Check -> value, frame (from 0), where, region, and the limits."""
+    """Check -> value, frame (from 0), where, region, and that frame's limits, where it comes nearest to them."""
     worst: dict[str, dict[str, Any]] = {}
+    highest: dict[str, float] = {}
     for number, frame in enumerate(frames):
+        limits = thresholds.of(frame.detail)
         for name, value in frame.checks.items():
-            if name not in worst or value > worst[name]["value"]:
-                worst[name] = {"value": value, "frame": number}
-                if name in frame.regions:
-                    worst[name] |= {"where": str(frame.regions[name]), "region": asdict(frame.regions[name])}
-    for name, limit in thresholds.checks.items():
-        if name in worst:
-            worst[name] |= asdict(limit)
+            limit = limits.get(name)
+            height = value / limit.withhold if limit is not None and limit.withhold > 0 else value
+            if name in worst and height <= highest[name]:
+                continue
+            highest[name], worst[name] = height, {"value": value, "frame": number}
+            if name in frame.regions:
+                worst[name] |= {"where": str(frame.regions[name]), "region": asdict(frame.regions[name])}
+            if limit is not None:
+                worst[name] |= asdict(limit)
     return worst
 
 

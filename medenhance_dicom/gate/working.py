@@ -13,10 +13,12 @@ from torch.nn import functional
 
 from medenhance_dicom.lassim import GREY
 
-__all__ = ["LONGEST", "Pair", "band", "core_of", "halved", "prepare", "quantile", "smooth"]
+__all__ = ["LONGEST", "Pair", "band", "core_of", "halved", "prepare", "quantile", "seen_detail", "smooth"]
 
 LONGEST = 384
 """Pixels of the longer side at which sizes are stated; larger frames are brought to it by area means."""
+
+DARK = 0.05  # added to luminance, under which detail is noise
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,23 @@ def quantile(values: Tensor, share: float) -> Tensor:
     """Of the last axis, from some 4000 of its values, evenly taken."""
     sample = values[..., :: max(1, values.shape[-1] // 4096)]
     return sample.kthvalue(max(1, round(share * sample.shape[-1])), dim=-1).values
+
+
+def seen_detail(before: Tensor, inside: Tensor) -> float | None:
+    """How much fine detail a source shows: the contrast that a tenth of its field exceeds.
+
+    Contrast is the band that answers most to a disk of radius 2, over the luminance around (and 0.05).
+
+    Args:
+        before: (P, h, w), a `Pair`'s.
+        inside: (h, w) in {0, 1}.
+
+    Returns:
+        Some .02 to .05 for good fundus photographs and .04 to .09 for endoscopy; None where there is no field.
+    """
+    core = core_of(inside)
+    if not core.any():
+        return None
+    light = before[:1]
+    contrast = band(light).abs() / (smooth(smooth(light, 2), 4).clamp(min=0) + DARK)
+    return float(quantile(contrast[0][core], 0.9))

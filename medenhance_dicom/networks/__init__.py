@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from medenhance_dicom.networks.colour_detector import ColourDetector
 from medenhance_dicom.networks.csnet import CSNet
 from medenhance_dicom.networks.detector import AlterationDetector
 from medenhance_dicom.networks.enlightengan import EnlightenGANGenerator
@@ -24,6 +25,7 @@ __all__ = [
     "NETWORKS",
     "AlterationDetector",
     "CSNet",
+    "ColourDetector",
     "EnlightenGANGenerator",
     "FieldsGenerator",
     "GatedResNet8",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 NETWORKS: dict[str, type[nn.Module]] = {
+    "colour_detector": ColourDetector,
     "csnet": CSNet,
     "detector": AlterationDetector,
     "enlightengan": EnlightenGANGenerator,
@@ -67,7 +70,8 @@ def build_network(name: str, **config: Any) -> nn.Module:
     Returns:
         A module. "stillgan", "resnet9" and "enlightengan" map (B, C, H, W) in [-1, 1] to the same shape and range;
         "hqgnet" and "fields" do so through `GuidedNetwork`; "guide_encoder" and "look_encoder" give vectors,
-        "csnet", "unet", "heatmap", "resnet8", "mcfnet" and "detector" logits.
+        "csnet", "unet", "heatmap", "resnet8", "mcfnet", "detector" and "colour_detector"
+        logits.
 
     Raises:
         KeyError: No network of that name.
