@@ -3,7 +3,11 @@ BIN = $(VENV)/bin
 # The machine's own BLAS settings may be for older builds; threads follow the cores.
 PYTHON ?= python3
 
-.PHONY: install demo test test-all lint clean
+PYTEST = $(BIN)/pytest -n 3 --dist worksteal
+# Or each of the hundreds of processes that the tests start compiles what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: install demo test test-slow test-all lint clean
 
 install: $(VENV)/.installed
 
@@ -25,10 +29,13 @@ demo: install
 	@find enhanced -name '*.png' | sort
 
 test: install
-	$(BIN)/pytest -n 3 --timeout 120 -m "not slow and not long and not gpu"
+	$(PYTEST) --timeout 120 -m "not slow and not long and not gpu"
+
+test-slow: install
+	$(PYTEST) --timeout 900 --durations 40 -m "slow"
 
 test-all: install
-	$(BIN)/pytest -n 3 --timeout 900 -m "not long and not gpu"
+	$(PYTEST) --timeout 900 -m "not long and not gpu"
 
 lint: install
 	$(BIN)/ruff check .

@@ -11,10 +11,13 @@ import pytest
 
 from medenhance_dicom.decoding import Decoder
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: a thread per worker, not all cores for each
-
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+    """A thread for each of the workers, not all cores: they start with this environment, before NumPy reads it."""
+    if config.getoption("numprocesses", None):
+        os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -20,14 +20,14 @@ from tests import archives
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
-SERIES = int(os.environ.get("MEDENHANCE_KILL_SERIES", "40"))
-KILLS = 10
+SERIES = int(os.environ.get("MEDENHANCE_KILL_SERIES", "24"))
+KILLS = 6
 SEED = int(os.environ.get("MEDENHANCE_KILL_SEED", "0"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """Forty series, and what an undisturbed run makes of them."""
+    """Some series, and what an undisturbed run makes of them."""
     folder = tmp_path_factory.mktemp("undisturbed")
     archives.make_series(folder / "archive", 0, SERIES)
     archives.make_plan(folder / "plan", folder / "archive")

@@ -341,10 +341,10 @@ def test_kill_9_leaves_no_half_file(samples, tmp_path):
     started = time.monotonic()
     subprocess.run([*command, "-o", str(tmp_path / "whole")], check=True, capture_output=True)
     whole = time.monotonic() - started
-    for i in range(12):
+    for i in range(6):
         output = tmp_path / f"{i}"
         child = subprocess.Popen([*command, "-o", str(output)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(whole * (0.45 + 0.05 * i))
+        time.sleep(whole * (0.5 + 0.1 * i))
         child.send_signal(signal.SIGKILL)
         child.wait()
         for path in output.rglob("*.dcm"):
