@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medenhance_dicom.masks.dark_surround import find_dark_bordered_field
+from medenhance_dicom.masks.insets import insets
 from medenhance_dicom.masks.round_field import find_round_field
 
 Unit = NDArray[np.float32]
@@ -22,7 +23,7 @@ def field_of_view(frame: Unit, kind: Kind) -> Mask:
         frame: float32 (H, W, C) in [0, 1].
         kind: "none": everywhere; "ellipse": the round field of a fundus camera, its dark parts included, in a surround
             of any colour, cut by the frame or by straight bars or not; "border": an endoscope's field of any shape,
-            without black corners, inset and everything written beside it.
+            without black corners, insets and everything written beside it.
 
     Returns:
         bool (H, W), True inside. All True where no surround is found.
@@ -35,4 +36,7 @@ def field_of_view(frame: Unit, kind: Kind) -> Mask:
             found = None if rounded is None else rounded.mask((height, width))
         else:
             found = find_dark_bordered_field(frame)
+            panels = insets(frame)
+            if panels.any():
+                found = ~panels if found is None else found & ~panels
     return np.ones((height, width), bool) if found is None else found
