@@ -12,12 +12,12 @@ Every picture is brought to 512 x 512, goes through the recipe as `enhance` runs
 is stored in 8 bits. Measures look at `bright_field`, which knows nothing of our masks; metrics/fundus.py defines them.
 Intervals: 95 %, bootstrap of patients.
 
-poor        low tier: the measures, and how many are withheld
+poor        low tier: the measures, how many are withheld, and the rim (fine change within 12 pixels of the field's edge
+            over that inside)
 good        high tier to itself: PSNR (inside the field, and of the frame), share of 32 dB and more, withheld
 places      disc boxes of IDRiD, and the darkest place where the macula is to be: Weber contrast to the surround, after
             over before
 lesions     masks of HEI-MED, boxes of IDRiD: contrast to the surround, after over before
-rim         fine change within 12 pixels of the field's edge over that inside
 nothing     haze with noise and no structure: mean change of the worst channel, in grey levels
 truth       good pictures of IDRiD and LES-AV, degraded by the models fundus-clinical and fundus-other: PSNR gained, and
             PSNR and SSIM gained after `plain` of both sides
@@ -59,7 +59,7 @@ from medenhance_dicom.training.degradation import DEGRADATIONS
 from medenhance_dicom.training.recipe import Pictures
 
 SIZE = 512
-PARTS = ("poor", "good", "places", "lesions", "rim", "nothing", "truth")
+PARTS = ("poor", "good", "places", "lesions", "nothing", "truth")
 Method = Callable[[np.ndarray], tuple[np.ndarray, float]]
 """(H, W, 3) in [0, 1] -> the result in steps of 1/255, and 1 where the gate withholds it; NaN where there is no gate."""
 
@@ -454,7 +454,7 @@ def main() -> None:
         figures[name][part] = told
         show(part, name, told)
 
-    worst = list(eyes(data, low, patients, arguments.n)) if "poor" in parts or "rim" in parts else []
+    worst = list(eyes(data, low, patients, arguments.n)) if "poor" in parts else []
     best = list(eyes(data, high, patients, arguments.n)) if "good" in parts else []
     les_av = {"folder": "fundus/les_av", "group": "file", "split": "les"}
     idrid_test = Pictures(folder="fundus/idrid_codras/images", group="file", split="idrid", part="test")
