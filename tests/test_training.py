@@ -372,11 +372,15 @@ rank = os.environ.get("LOCAL_RANK", "0")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["stillgan", "hqgnet", "lamegan", "enlightengan"])
-def test_two_processes_learn_one_network(drawn, method):
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("stillgan", {}), ("hqgnet", {}), ("hqgnet", {"network.guidance": "none"}), ("lamegan", {}), ("enlightengan", {})],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value.values()),
+)
+def test_two_processes_learn_one_network(drawn, method, more):
     script = drawn / "two.py"
     script.write_text(TWO_PROCESSES)
-    overrides = {"method": method, **METHOD.get(method, {}), **FEW}
+    overrides = {"method": method, **METHOD.get(method, {}), **FEW, **more}
     done = subprocess.run(
         [sys.executable, str(script), str(drawn), repr(overrides)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,

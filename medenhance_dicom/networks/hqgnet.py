@@ -117,7 +117,8 @@ class HQGNetGenerator(nn.Module):
         f = [4 * width, 8 * width, 16 * width, 32 * width]
         d = [width, 2 * width, 4 * width, 16 * width if full else 8 * width]
         self.encoder = ResNetEncoder(Bottleneck, (3, 4, 6, 3), channels=channels, width=width, norm=norm, fine=full)
-        self.fc_e = nn.Linear(f[3], CONTENT)
+        # What no block reads learns nothing: data-parallel training waits for the gradient of everything that may.
+        self.fc_e = nn.Linear(f[3], CONTENT).requires_grad_(guidance != "none")
         self.merge = nn.ModuleList(
             nn.Sequential(nn.Conv2d(d[k + 1] + f[k], d[k], 1), nn.Conv2d(d[k], d[k], 3, padding=1)) for k in range(3)
         )
