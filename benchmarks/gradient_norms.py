@@ -4,9 +4,9 @@
 
 The loss of `hqgnet-paper` on fundus photographs (`op-fundus-hqgnet-compact` says which), with a generator of width 16 and
 encoders of width 16: what pulls is the terms, not the width. Twice the same steps from the same seed: with lambda_1 = 10,
-lambda_2 = 1 and a Haar term of weight 1, as the paper has them, and with the weights of the recipe. Printed: the median over the
-steps of the norm of each term's gradient at the enhanced picture, by itself and with its weight; the weight by which it
-would pull as the adversarial term does; and before and after, the mean LaSSIM of poor pictures to what was made of them.
+lambda_2 = 1 and a Haar term of weight 1, as the paper has them, and with the weights of the recipe. Printed: the median over
+the steps of the norm of each weighted term's gradient at the enhanced picture; and before and after, the mean LaSSIM of poor
+pictures to what was made of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from medenhance_dicom.training.hqgnet import HQGNetMethod
 from medenhance_dicom.training.method import lassim_loss
 from medenhance_dicom.training.recipe import TrainingRecipe, load_training_recipe
 
-PAPER = {"haar": 1.0, "content": 10.0, "adversarial": 1.0}
+PAPER = {"haar": 1.0, "content": 10.0, "adversarial": 1.0, "balance": False}
+TERMS = ("haar", "content", "adversarial")
 
 
 class Watched(HQGNetMethod):
@@ -40,7 +41,8 @@ class Watched(HQGNetMethod):
         return super()._content_loss(x, v_z, v_y)
 
     def learn_weighted(self, optimizer, terms, enhance, batch):
-        for name, term in terms.items():
+        for name in TERMS:
+            term = getattr(self.recipe.weights, name) * terms[name]
             (gradient,) = torch.autograd.grad(term, self.enhanced, retain_graph=True)
             self.norms[name].append(float(gradient.norm()))
         return super().learn_weighted(optimizer, terms, enhance, batch)
@@ -82,11 +84,9 @@ def run(recipe: TrainingRecipe, root: Path, steps: int) -> dict:
     for step in range(steps):
         rng = np.random.default_rng((2, step))
         method.unpaired_step(step, pictures.unpaired(rng), rng)
-    norms = {name: float(np.median(values)) for name, values in method.norms.items()}
-    weighted = {name: getattr(recipe.weights, name) * norm for name, norm in norms.items()}
     return {
-        "weights": {name: getattr(recipe.weights, name) for name in PAPER}, "norms": norms, "weighted": weighted,
-        "alike": {name: norms["adversarial"] / norm for name, norm in norms.items()},
+        "weights": {name: getattr(recipe.weights, name) for name in PAPER},
+        "pull": {name: float(np.median(values)) for name, values in method.norms.items()},
         "lassim": [before, structure()],
     }  # fmt: skip
 
@@ -102,9 +102,9 @@ def main() -> None:
     figures = {"size": arguments.size, "steps": arguments.steps}
     for which, weights in (("paper", PAPER), ("recipe", {name: getattr(shipped, name) for name in PAPER})):
         found = figures[which] = run(recipe_of(weights, arguments.size), arguments.data, arguments.steps)
-        for name in PAPER:
-            print(f"{which:7s} {name:12s} weight {found['weights'][name]:8.3g}  norm {found['norms'][name]:9.3g}  "
-                  f"weighted {found['weighted'][name]:9.3g}  alike at {found['alike'][name]:9.3g}")  # fmt: skip
+        for name in TERMS:
+            print(f"{which:7s} {name:12s} weight {found['weights'][name]:6.3g}  pull {found['pull'][name]:9.3g}  "
+                  f"of the adversarial term's {found['pull'][name] / found['pull']['adversarial']:9.3g}")  # fmt: skip
         print(f"{which:7s} LaSSIM to the poor picture {found['lassim'][0]:.3f} -> {found['lassim'][1]:.3f}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")

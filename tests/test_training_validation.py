@@ -15,6 +15,7 @@ from medenhance_dicom.evaluation.recipe import Data as EvaluationData
 from medenhance_dicom.metrics.registry import Sample, build_metrics
 from medenhance_dicom.training.data import TrainingPictures
 from medenhance_dicom.training.fit import fit
+from medenhance_dicom.training.hqgnet import _balanced
 from medenhance_dicom.training.method import Method, enhancement_scores
 from medenhance_dicom.training.poor import PoorPictures
 from medenhance_dicom.training.recipe import TrainingRecipe
@@ -212,3 +213,12 @@ def test_a_run_of_another_width_is_not_resumed(tmp_path):
     run(2, resume=False)
     with pytest.raises(ModelError, match=r"last\.safetensors: a checkpoint of another network"):
         run(4, resume=True)
+
+
+def test_balanced_terms_pull_alike_whatever_their_scale():
+    x = torch.rand(1, 3, 8, 8, requires_grad=True)
+    terms = {"adversarial": 0.5 * x.mean(), "haar": 1e-4 * x.square().mean(), "content": 300 * x.sin().sum()}
+    scaled = _balanced(terms, x)
+    pulls = [float(torch.autograd.grad(term, x, retain_graph=True)[0].norm()) for term in scaled.values()]
+    assert pulls == pytest.approx([pulls[0]] * 3, rel=1e-4)
+    assert scaled["adversarial"].item() == pytest.approx(terms["adversarial"].item())

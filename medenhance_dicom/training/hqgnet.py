@@ -149,6 +149,8 @@ class HQGNetMethod(Method):
         }
         if weights.content:
             terms["content"] = self._content_loss(x, v_z, v_y)
+        if weights.balance:
+            terms |= _balanced(terms, x)
         if weights.lassim:
             terms["lassim"] = lassim_loss(batch["low"], 2 * x - 1)
         if weights.paired:
@@ -179,3 +181,9 @@ class HQGNetMethod(Method):
         E = getattr(self.modules["E"], "module", self.modules["E"])
         assert isinstance(E, HQGNetGenerator)
         E.clamp_rho()
+
+
+def _balanced(terms: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """The terms of L_e, scaled to gradients at x of the adversarial term's norm (after GradNorm, Chen et al., 2018)."""
+    norms = {name: torch.autograd.grad(term, x, retain_graph=True)[0].norm() for name, term in terms.items()}
+    return {name: term * (norms["adversarial"] / norms[name].clamp_min(1e-12)) for name, term in terms.items()}

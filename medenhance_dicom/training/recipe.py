@@ -174,6 +174,9 @@ class Weights(_Table):
     haar_levels: int = 1
     content: float = 10.0
     """HQG-Net: lambda_1, of L_FC."""
+    balance: bool = False
+    """HQG-Net: the weights of Haar and content say how hard they pull at the enhanced picture in comparison to the
+    adversarial term: at each step both are scaled to its gradient's norm there."""
     paired: float = 0.0
     """Mean |G_A(x) - y| on pairs during the unpaired stage; 0 in the papers."""
     lassim: float = 0.0
