@@ -121,6 +121,22 @@ def test_a_date_on_mucosa_is_found(data_folder):
     assert rows.size > 40
 
 
+@pytest.mark.parametrize("colour", [(0.9, 0.55, 0.45), (0.75, 0.45, 0.3), (0.6, 0.25, 0.2)])
+def test_white_writing_on_bright_pink_is_found(colour):
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:256, :256]
+    light = 1 + 0.1 * np.sin(x / 40) * np.cos(y / 50)
+    tissue = np.clip(light[..., None] * np.array(colour) + 0.01 * rng.standard_normal((256, 256, 3)), 0, 1)
+    canvas = Image.fromarray((255 * tissue).astype(np.uint8))
+    for line, words in enumerate(("15/03/2012", "12:31:02", "CVP:5")):
+        ImageDraw.Draw(canvas).text((4, 90 + 12 * line), words, fill=(235, 235, 235))
+    frame = np.asarray(canvas).astype(np.float32) / 255
+    written = np.abs(frame - np.floor(tissue * 255) / 255).max(axis=2) > 0.2
+    text = burned_in_text(frame)
+    assert text[written].mean() > 0.97
+    assert text[:, 90:].mean() < 0.01
+
+
 def test_a_picture_without_writing_is_left_alone():
     rng = np.random.default_rng(0)
     smooth = np.clip(0.5 + 0.02 * rng.standard_normal((300, 300, 1)), 0, 1).astype(np.float32)

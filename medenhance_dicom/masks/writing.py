@@ -23,7 +23,7 @@ EVERYWHERE = np.ones((3, 3), bool)
 def burned_in_text(frame: Unit) -> Mask:
     """Pixels of burned-in text, calipers, scales and traces in ultrasound and endoscopy, with a small margin.
 
-    Four rules, each of which adds to the mask: rows of at least three glyphs (thin, much brighter than beside them, of
+    Four rules, each of which adds to the mask: rows of at least three glyphs (thin, whiter than beside them, of
     equal height and brightness, on a line), and what continues them; what is bright and lies in the dark surround; and,
     in pictures that are grey but for their overlays, everything coloured and everything thin and nearly white. A
     highlight that is taken for text stays as it is, which costs little. Faint writing may be missed.
@@ -39,15 +39,17 @@ def burned_in_text(frame: Unit) -> Mask:
         return np.zeros((height, width), bool)
     brightest = frame.max(axis=2)
     chroma = brightest - frame.min(axis=2)
+    is_grey = float((chroma[brightest > 0.15] > 0.1).mean()) < 0.2 if (brightest > 0.15).any() else True
     size = 2 * max(3, round(min(height, width) / 64)) + 1
     relief = brightest - ndimage.grey_opening(brightest, (size, size))
-    is_grey = float((chroma[brightest > 0.15] > 0.1).mean()) < 0.2 if (brightest > 0.15).any() else True
-    rows, tall, level = _glyph_rows(
-        (relief > 0.2) & (brightest > 0.4) & (chroma < 0.25), brightest, longest=2.5 if is_grey else 14
-    )
-    fainter = (relief > 0.12) & (chroma < 0.3) & (brightest > 0.8 * level)
-    for _ in range(2):  # the rest of the line, and the next lines
-        rows |= fainter & ndimage.maximum_filter(rows, (3 * tall, 7 * tall))
+    strokes = (relief > 0.2) & (brightest > 0.4) & (chroma < 0.25)
+    fainter = (relief > 0.12) & (chroma < 0.3)
+    rows = _lines(strokes, fainter, brightest, longest=2.5 if is_grey else 14)
+    if not is_grey:  # white writing stands out of bright pink in its blue alone
+        darkest = frame.min(axis=2)
+        blue = darkest - ndimage.grey_opening(darkest, (size, size))
+        strokes = (blue > 0.14) & (brightest > 0.4) & (chroma < 0.4)
+        rows |= _lines(strokes, (blue > 0.08) & (chroma < 0.45), brightest, longest=14)
     text = rows | _beside_the_field(brightest, rows)
     if is_grey:
         text |= chroma > 0.15
@@ -55,6 +57,16 @@ def burned_in_text(frame: Unit) -> Mask:
     margin = 1 if min(height, width) < 720 else 2
     grown: Mask = ndimage.binary_dilation(text, EVERYWHERE, iterations=margin)
     return grown
+
+
+def _lines(strokes: Mask, fainter: Mask, brightest: Plane, longest: float) -> Mask:
+    """Rows of glyphs, and the rest of their lines and the next lines in fainter strokes."""
+    rows, tall, level = _glyph_rows(strokes, brightest, longest)
+    if rows.any():
+        fainter = fainter & (brightest > 0.8 * level)
+        for _ in range(2):
+            rows |= fainter & ndimage.maximum_filter(rows, (3 * tall, 7 * tall))
+    return rows
 
 
 def _glyph_rows(strokes: Mask, brightest: Plane, longest: float) -> tuple[Mask, int, float]:
