@@ -216,7 +216,7 @@ class Manifest(_Entry):
     root: Path
     weights: dict[str, WeightsEntry] = {}
     gate: dict[str, GateEntry] = {}
-    """Limits for what has no weights; "conventional": for all recipes without."""
+    """Limits of a recipe's own, by its name; "conventional": for all recipes without weights or limits."""
     detector: DetectorEntry | None = None
     """None: the gate has no checks `local` and `displacement`."""
     colour_detector: DetectorEntry | None = None

@@ -196,7 +196,7 @@ def thresholds_of(recipe: Recipe) -> Thresholds:
         ModelError: No such weights.
     """
     if recipe.enhancer.method == "network":
-        default = weights_thresholds(recipe.enhancer.weights or "")
+        default = weights_thresholds(recipe.enhancer.weights or "", recipe=recipe.name)
     else:
         default = default_thresholds(recipe.name)
     if recipe.gate.minimum is None:
@@ -204,14 +204,20 @@ def thresholds_of(recipe: Recipe) -> Thresholds:
     return replace(default, minimum=recipe.gate.minimum, warn_below=max(default.warn_below, recipe.gate.minimum))
 
 
-def weights_thresholds(key: str, manifest: Manifest | None = None) -> Thresholds:
+def weights_thresholds(key: str, manifest: Manifest | None = None, recipe: str = "") -> Thresholds:
     """The limits of weights, without loading them; in doubt where they are not calibrated, or without the detector.
+
+    Args:
+        key: Of the weights.
+        manifest: By default `load_manifest()`.
+        recipe: Its own limits are taken where the manifest has any: the same weights in another look, say.
 
     Raises:
         ModelError: No such weights, or their calibration is missing or altered.
     """
     manifest = load_manifest() if manifest is None else manifest
-    limits = load_limits(key, manifest.entry(key).gate, manifest)
+    entry = manifest.entry(key).gate
+    limits = load_limits(key, manifest.gate.get(recipe, entry), manifest)
     doubt = ""
     if not limits.name:
         doubt = f"the limits of weights {key} were set by hand, see `calibrate`"

@@ -27,8 +27,10 @@ from medenhance_dicom.networks.fields import (
     numbers_of_fields,
     pyramid,
 )
+from medenhance_dicom.training.data import TrainingPictures, to_batch, unit
 from medenhance_dicom.training.field_losses import field_terms, low_pass_lab, vessel_depth
 from medenhance_dicom.training.field_pictures import FieldPictures, light_of
+from medenhance_dicom.training.fields import InField
 from medenhance_dicom.training.fit import fit
 from medenhance_dicom.training.recipe import FieldAims, load_training_recipe
 
@@ -199,8 +201,6 @@ def drawn(tmp_path_factory):
 
 
 def _pictures(drawn, **more):
-    from medenhance_dicom.training.data import TrainingPictures
-
     recipe = load_training_recipe(drawn / "tiny.toml", more)
     loaded = TrainingPictures(drawn, recipe)
     return recipe, FieldPictures(loaded.loaded_high, loaded.loaded_low, recipe)
@@ -258,3 +258,21 @@ def test_it_learns_and_goes_on_exactly_where_it_stopped(drawn, tmp_path):
     assert whole["last.weight"].abs().max() > 0
     guide = load_file(tmp_path / "whole" / "guide_encoder.safetensors")
     LookEncoder(width=4).load_state_dict({name: t.float() for name, t in guide.items()})
+
+
+def test_validation_sees_pictures_as_enhance_does(drawn):
+    """A network that answers grey everywhere changes the field alone."""
+
+    class Grey(torch.nn.Module):
+        def forward(self, x):
+            self.seen = x
+            return torch.zeros_like(x)
+
+    recipe = load_training_recipe(drawn / "tiny.toml")
+    x = to_batch([unit(TrainingPictures(drawn, recipe).high[0])])
+    grey = Grey()
+    out = InField(grey)(x)
+    assert (grey.seen > -0.99).all()  # no black surround
+    corner = (..., slice(16, 36), slice(0, 20))
+    torch.testing.assert_close(out[corner], x[corner], atol=1e-6, rtol=0)
+    assert (out[..., 96, 96].abs() < 0.05).all()

@@ -37,7 +37,7 @@ LIGHT_CELLS = 48
 LIGHT_DEGREE = 4
 GUIDE_SIDE = 96
 GUIDES = 2  # whose mean leads
-ORDINARY = 0.3  # of the good pictures in the natural look: of another camera or darker, which is nothing to mend
+ORDINARY = 0.08  # of the good pictures in the natural look: of another camera or darker, which is nothing to mend
 LEAST_DEVIATION = 1.5  # of a camera's good pictures in L*, a*, b*
 SEEN_NOTHING, SEEN_ENOUGH = 0.05, 0.25
 """Share of contrast left below which a picture is to stay as it is, and from which it is to become its truth."""

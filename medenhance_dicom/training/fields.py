@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medenhance_dicom.enhancer import EnhancerSpec
 from medenhance_dicom.errors import RecipeError
+from medenhance_dicom.masks import field_of_view
 from medenhance_dicom.networks.fields import FieldsGenerator, LookEncoder, apply_fields, pyramid
 from medenhance_dicom.networks.hqgnet import GuidedNetwork
+from medenhance_dicom.pyramid import enhance_whole
 from medenhance_dicom.training.data import Batch, TrainingPictures
 from medenhance_dicom.training.field_losses import field_terms, weighted
 from medenhance_dicom.training.field_pictures import FieldPictures
@@ -22,6 +27,40 @@ if TYPE_CHECKING:
 
 LARGEST_GRADIENT = 1.0
 RAMP = 50  # steps over which the rate grows
+
+
+class InField(nn.Module):
+    """A network as `enhance` runs it: the surround filled from the field's edge before, and put back afterwards.
+
+    (B, 3, H, W) in [-1, 1] to the same, photographs on black.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.spec = EnhancerSpec(3, whole=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        frames = ((x + 1) / 2).permute(0, 2, 3, 1).cpu().numpy()
+        inside = np.stack([field_of_view(frame, "ellipse") for frame in frames])
+        run = _Unit(self.network, x.device, self.spec)
+        enhanced = enhance_whole(frames, run, inside=inside, padding="field")
+        return torch.from_numpy(enhanced).permute(0, 3, 1, 2).to(x.device) * 2 - 1
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A network behind the `Enhancer` protocol."""
+
+    network: nn.Module
+    device: torch.device
+    spec: EnhancerSpec
+
+    def __call__(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
+        x = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.device) * 2 - 1
+        out: NDArray[np.float32] = ((self.network(x) + 1) / 2).permute(0, 2, 3, 1).float().cpu().numpy()
+        return out
 
 
 class FieldsMethod(Method):
@@ -65,14 +104,16 @@ class FieldsMethod(Method):
         return {name: float(term.detach()) for name, term in terms.items()}
 
     def runnable(self, network: nn.Module) -> nn.Module:
-        """The natural look, led by all good pictures of the camera that has most of them."""
+        """The natural look as `enhance` runs it, led by the good pictures of the camera that is validated on."""
         assert isinstance(network, FieldsGenerator)
-        return GuidedNetwork(network, self.guide_vector().to(next(network.parameters()).device))
+        data = self.recipe.data
+        wanted = [choice.folder for choice in (*data.validation_poor, *data.validation_high)]
+        camera = next((folder for folder in wanted if folder in self.fields.cameras), self.fields.cameras[0])
+        return InField(GuidedNetwork(network, self.guide_vector(camera).to(next(network.parameters()).device)))
 
     @torch.no_grad()
-    def guide_vector(self, camera: str | None = None) -> Tensor:
+    def guide_vector(self, camera: str) -> Tensor:
         """(64,), the mean code of a camera's good pictures."""
-        camera = camera or max(self.fields.cameras, key=lambda name: len(self.fields.guides_of(name)))
         guides = self.fabric.to_device(self.fields.guides_of(camera))
         v_z: Tensor = self.modules["G"](guides).float().mean(dim=0)
         return v_z

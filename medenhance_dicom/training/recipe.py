@@ -215,9 +215,9 @@ class FieldTerms(_Table):
     detail: float = 8.0
     """The same of the octaves of vessels."""
     vessel_depth: float = 6.0
-    colour_distance: float = 0.8
+    colour_distance: float = 1.5
     structure: float = 4.0
-    chroma_spread: float = 0.15
+    chroma_spread: float = 0.3
     unevenness: float = 3.0
     contrast_to_noise: float = 0.5
     seen: float = 0.1
@@ -230,10 +230,10 @@ class FieldAims(_Table):
     """Of method "fields"."""
 
     natural: FieldLook = FieldLook(
-        vessel_depth=0.32, colour_distance=0.4, structure=0.975, chroma_spread=0.85, contrast_to_noise=1.35
+        vessel_depth=0.335, colour_distance=0.2, structure=0.975, chroma_spread=0.85, contrast_to_noise=1.35
     )
     even: FieldLook = FieldLook(
-        vessel_depth=0.40, colour_distance=0.0, structure=0.95, chroma_spread=0.26, contrast_to_noise=1.45,
+        vessel_depth=0.40, colour_distance=0.0, structure=0.95, chroma_spread=0.15, contrast_to_noise=1.45,
         unevenness=0.034,
     )  # fmt: skip
     terms: FieldTerms = FieldTerms()
