@@ -29,7 +29,7 @@ from medenhance_dicom.verdicts import excess_of
 
 def frames(rng, count):
     """Honest statistics of very different size and spread."""
-    local, shift, turned, blur, colour = rng.exponential((1.0, 0.2, 0.1, 0.3, 0.5), (count, 5)).T
+    local, shift, turned, blur, colour = rng.exponential((1.0, 0.2, 0.1, 0.3, 0.2), (count, 5)).T
     lassim = 1 - 0.1 * rng.random(count)
     table = zip(lassim, local, shift, turned, 1 + blur, colour, strict=True)
     return [FrameScores(float(s), dict(zip(CHECKS, map(float, rest), strict=True))) for s, *rest in table]
@@ -133,6 +133,18 @@ def test_the_detector_decides_and_the_others_stand_guard():
     assert max(over["inversion"], over["blur"]) < 0.2 * over["local"]
 
 
+def test_an_outlier_of_colour_does_not_open_the_gate_for_lesions():
+    rng = np.random.default_rng(9)
+    loud = [replace(f, checks=f.checks | {"colour": 6.0}) for f in frames(rng, 60)]
+    limits = fit_limits(loud, loud, 0.05, warn_alpha=0.1)
+    assert limits.checks["colour"].withhold == pytest.approx(np.log(7))
+    assert limits.checks["local"].withhold > 2
+    grey = [replace(f, checks=f.checks | {"colour": 0.0}) for f in frames(rng, 25)]
+    fit_limits(grey, grey, 0.05, warn_alpha=0.1)  # no half of alpha goes to colour, for which there are too few
+    with pytest.raises(ValueError, match="too few"):
+        fit_limits(loud[:25], loud[:25], 0.05, warn_alpha=0.1)
+
+
 def test_really_poor_sources_have_limits_of_their_own():
     rng = np.random.default_rng(3)
 
@@ -142,7 +154,7 @@ def test_really_poor_sources_have_limits_of_their_own():
         detail = rng.uniform(0.01, 0.02, count) + np.where(poor, 0, 0.03)
         found = [replace(f, detail=float(d)) for f, d in zip(frames(rng, count), detail, strict=True)]
         return [
-            replace(f, checks={n: v * (3 if p and n in ("local", "colour") else 1) for n, v in f.checks.items()})
+            replace(f, checks={n: v * (3 if p and n in ("local", "displacement") else 1) for n, v in f.checks.items()})
             for f, p in zip(found, poor, strict=True)
         ]
 
@@ -157,8 +169,8 @@ def test_really_poor_sources_have_limits_of_their_own():
             withheld[limits.is_poor(frame.detail)].append(excess_of(frame, limits)[0] > 1)
     assert np.mean(withheld[False]) == pytest.approx(0.05, abs=0.015)
     assert np.mean(withheld[True]) == pytest.approx(0.05, abs=0.015)
-    few = fit_by_quality(sources(30), sources(30), 0.05, warn_alpha=0.1)
-    assert few.poor is None  # ten frames set no limit for one in twenty
+    few = fit_by_quality(sources(60), sources(60), 0.05, warn_alpha=0.1)
+    assert few.poor is None  # twenty frames set no limit for one in forty
 
 
 def test_evidence_is_of_what_counts():

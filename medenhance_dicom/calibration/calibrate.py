@@ -44,7 +44,14 @@ LEAST = {
     "warp": 2,
 }
 """Sizes from which on an alteration counts for the statement; smaller ones are only reported."""
-DRAWS = {"invented lesion": 3, "erased lesion": 3, "recoloured lesion": 3, "faded lesion": 2, "erased vessel": 3, "warp": 3}
+DRAWS = {
+    "invented lesion": 3,
+    "erased lesion": 3,
+    "recoloured lesion": 3,
+    "faded lesion": 2,
+    "erased vessel": 3,
+    "warp": 3,
+}
 """How often a kind is drawn for each picture, at a size drawn with it; once for the others."""
 ENOUGH = 48
 """Pictures to test on; fewer are drawn from more often."""

@@ -13,6 +13,7 @@ from medenhance_dicom.gate.checks import CHECKS
 __all__ = ["conformal_quantile", "fit_by_quality", "fit_limits"]
 
 LASSIM = "lassim"
+COLOUR = "colour"
 USUAL = 0.95  # a check's spread reaches from the median to this quantile of honest statistics
 LEAST_SPREAD = {"lassim": 0.02, "local": 0.1, "displacement": 0.1, "inversion": 0.1, "blur": 0.05, "colour": 0.1}
 """So that a few patients who are much alike do not make a limit that the next one breaks."""
@@ -24,6 +25,9 @@ LEAST_LIMIT = {
 kept its sign, nor a seventh of the sharpness lost, nor a LaSSIM of 0.8."""
 POOR = 1 / 3
 FEWEST = 9
+MOST_LIMIT = {"colour": math.log(7)}
+"""Whatever honest results say, odds of six to one that a spot changed its colour alone are objected to: one outlier
+among few pictures would let lesions pass."""
 ROOM = {"lassim": 3.0, "inversion": 3.0, "blur": 3.0}
 """Spreads that are taken so many times as wide: these stand guard, and shall not widen the limits of the detector's."""
 
@@ -34,8 +38,9 @@ def fit_limits(
     """Limits that withhold at most `alpha` of honest frames like these, over all checks together.
 
     The first half gives each check's median and spread. In the second half each frame scores its largest statistic in
-    spreads above the median, and the conformal quantile of these scores gives the limit of every check (Vovk et al.,
-    Algorithmic Learning in a Random World, 2005; Papadopoulos et al., ECML 2002, for the split).
+    spreads above the median, and the conformal quantile of these scores gives the limit of every check; of colour
+    pictures `colour` scores by itself, and each side has half of alpha, so that neither widens the other's (Vovk et
+    al., Algorithmic Learning in a Random World, 2005; Papadopoulos et al., ECML 2002, for the split).
 
     Args:
         first: Honest frames with a LaSSIM, for medians and spreads.
@@ -57,11 +62,17 @@ def fit_limits(
     least_limit = [LEAST_LIMIT[name] for name in names]
     spread = np.maximum(np.quantile(usual, USUAL, axis=0) - middle, least)
     spread *= [ROOM.get(name, 1.0) for name in names]
-    scores = ((other - middle) / spread).max(axis=1)
-    withhold, warn = (
-        dict(zip(names, np.maximum(least_limit, middle + spread * quantile).tolist(), strict=True))
-        for quantile in (conformal_quantile(scores.tolist(), share) for share in (alpha, warn_alpha))
-    )
+    scores = (other - middle) / spread
+    apart = np.array([name == COLOUR for name in names])
+    parts = [~apart, apart] if (other[:, apart] > 0).any() else [~apart]
+    withhold, warn = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
+    for limits, share in ((withhold, alpha), (warn, warn_alpha)):
+        quantiles = np.zeros(len(names))
+        for part in parts:
+            quantiles[part] = conformal_quantile(scores[:, part].max(axis=1).tolist(), share / len(parts))
+        limits.update(zip(names, np.maximum(least_limit, middle + spread * quantiles).tolist(), strict=True))
+    for limits in (withhold, warn):
+        limits.update({name: min(limits[name], most) for name, most in MOST_LIMIT.items()})
     checks = {name: Limit(warn[name], withhold[name]) for name in CHECKS}
     return Thresholds(max(-1.0, 1 - withhold[LASSIM]), max(-1.0, 1 - warn[LASSIM]), checks)
 
