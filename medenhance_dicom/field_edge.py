@@ -1,4 +1,4 @@
-"""The edge of the field of view: what an enhancer sees beyond it, and how its change ends there."""
+"""The edge of the field of view, and what an enhancer sees beyond it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ Unit = NDArray[np.float32]
 Plane = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-REACH = 0.01  # of the longer side: over this the change ends, and from this deep inside the surround is filled
+REACH = 0.01  # of the longer side: from this deep inside the surround is filled, over this the rim passes into it
 FILL_SIDE = 512  # a fill is smooth, and is made at about this size
 WHOLLY = 0.9999  # of a reduced pixel lies inside: nothing from outside has a part in it
 
 
 def fade(inside: Mask) -> Plane:
-    """How much of a change is kept: 1 inside, falling smoothly to 0 over 1 % of the width within the mask's own edge.
+    """1 inside, falling smoothly to 0 over 1 % of the width within the mask's own edge.
+
+    For what an enhancer sees. What it changed is not faded: the rim would keep its old light, and show as a ring.
 
     Args:
-        inside: bool (H, W), True where pixels may change. The frame's edge is no edge of the mask.
+        inside: bool (H, W), True in the field. The frame's edge is no edge of the mask.
 
     Returns:
         float32 (H, W) in [0, 1]; 0 wherever `inside` is False.

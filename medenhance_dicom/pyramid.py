@@ -17,11 +17,10 @@ from scipy.sparse import csr_array
 from medenhance_dicom.conventional import luminance
 from medenhance_dicom.enhancer import Enhancer, MaskedEnhancer
 from medenhance_dicom.errors import RecipeError
-from medenhance_dicom.field_edge import WHOLLY, fade, fill_from_field, fill_outside
+from medenhance_dicom.field_edge import WHOLLY, fill_from_field, fill_outside
 from medenhance_dicom.resampling import area_weights, cubic_weights, resample
 
 Unit = NDArray[np.float32]
-Plane = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Padding = Literal["reflect", "black", "field"]
 
@@ -44,8 +43,7 @@ def enhance_whole(
         frames: float32 (N, H, W, C), or one frame (H, W, C), in [0, 1].
         enhancer: what is done.
         multiple: rows and columns become a multiple of this; default: as `enhancer.spec` says.
-        inside: bool (N, H, W) or (H, W); where False, the frames come back untouched, and towards there the change
-            fades, as `field_edge.fade` has it.
+        inside: bool (N, H, W) or (H, W); where False, the frames come back untouched.
         padding: what the enhancer sees beyond the picture: "reflect" the picture, or "black" for pictures with a black
             surround, or "field": all that is not inside is the field's own edge continued, the rest reflected.
 
@@ -62,9 +60,8 @@ def enhance_whole(
     enhanced = _apply(seen, enhancer, multiple, inside, padding)
     if inside is None:
         return enhanced
-    weight = np.stack([fade(here) for here in inside])[..., None]
-    faded = np.clip(frames + weight * (enhanced - seen), 0, 1)
-    return np.where(weight == 1, enhanced, np.where(weight > 0, faded, frames)).astype(np.float32, copy=False)
+    changed = enhanced if seen is frames else np.clip(frames + (enhanced - seen), 0, 1)
+    return np.where(inside[..., None], changed, frames)
 
 
 def _seen(frames: Unit, inside: Mask | None, padding: Padding) -> Unit:
@@ -104,8 +101,7 @@ def enhance_pyramid(
     """Enhance frames at `working_size` and carry the change up to their own size.
 
     With small = the frame reduced to the working size (area means), U = enlarging and E = the enhancer:
-    out = source + U(E(small) - small) + (U(gain) - 1) (source - U(small)), the change fading towards the edge of
-    `inside`. An enhancer that changes nothing gives the
+    out = source + U(E(small) - small) + (U(gain) - 1) (source - U(small)). An enhancer that changes nothing gives the
     source back exactly. A frame that is no larger than the working size is enhanced whole.
 
     Args:
@@ -144,8 +140,9 @@ def enhance_pyramid(
         here = np.ones(small_size, bool) if masks is None else masks[n]
         before, after = fill_outside(seen[n], here), fill_outside(enhanced[n], here)
         gain = _contrast_gain(luminance(before), luminance(after), here, gain_bound)
-        weight = None if inside is None else fade(inside[n])
-        _carry_up(frame, fill_outside(small[n], here), after - before, gain, up, weight, result[n])
+        _carry_up(frame, fill_outside(small[n], here), after - before, gain, up, result[n])
+        if inside is not None:
+            result[n] = np.where(inside[n][..., None], result[n], frame)
     return result
 
 
@@ -155,10 +152,9 @@ def _carry_up(
     change: Unit,
     gain: Unit,
     up: tuple[csr_array, csr_array],
-    weight: Plane | None,
     result: Unit,
 ) -> None:
-    """Write source + weight (U(change) + (U(gain) - 1) (source - U(small))) into `result`, in bands of rows."""
+    """Write source + U(change) + (U(gain) - 1) (source - U(small)) into `result`, in bands of rows."""
     packed = np.concatenate([small, change, gain[..., None] - 1], axis=2)  # (h, w, 2 C + 1)
     rows, columns = up
     wide = resample(packed, None, columns)  # (h, W, 2 C + 1)
@@ -169,8 +165,6 @@ def _carry_up(
         smooth, shift, excess = np.split(resample(wide, rows[band], None), [channels, 2 * channels], axis=2)
         excess = np.clip(excess, -bound, bound)  # a cubic overshoots
         shift += excess * (source[band] - smooth)
-        if weight is not None:
-            shift *= weight[band, :, None]
         result[band] = np.clip(source[band] + shift, 0, 1)
 
 

@@ -12,7 +12,7 @@ def round_field(height, width, radius):
 
 
 @pytest.mark.parametrize("size", [200, 700])
-def test_a_change_fades_over_a_hundredth_of_the_width(size):
+def test_the_rim_fades_over_a_hundredth_of_the_width(size):
     weight = fade(round_field(size, size, 0.45 * size))
     row = weight[size // 2]
     first = int(np.argmax(row > 0))

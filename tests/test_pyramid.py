@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.ndimage import binary_erosion
 from skimage import data
 
 from medenhance_dicom.conventional import Clahe, Identity
@@ -126,11 +125,7 @@ def test_no_rim_appears_along_the_field_s_edge():
     inside = (y - 200) ** 2 + (x - 200) ** 2 < 180**2
     frame = np.where(inside, 0.4, 0.0)[..., None].astype(np.float32)
     after = enhance_pyramid(frame, Spy(lambda s: np.where(s > 0.35, s + 0.2, s)), 64, inside=inside)
-    deep = (y - 200) ** 2 + (x - 200) ** 2 < 175**2
-    np.testing.assert_allclose(after[deep], 0.6, atol=0.02)
-    ring = (after - frame)[inside & ~deep]
-    assert ring.min() > 0
-    assert ring.max() < 0.22
+    np.testing.assert_allclose(after[inside], 0.6, atol=0.02)
 
 
 @pytest.mark.parametrize("way", [enhance_whole, lambda f, e, **k: enhance_pyramid(f, e, 200, **k)])
@@ -148,10 +143,7 @@ def test_the_enhancer_sees_no_surround_and_no_rim_where_the_field_is_continued(w
     steps = max(np.abs(np.diff(picture, axis=axis)).max() for axis in (1, 2))
     assert steps < 0.02
     np.testing.assert_array_equal(after[~inside], frame[~inside])
-    deep = binary_erosion(inside, iterations=6)
-    np.testing.assert_allclose(after[deep], frame[deep] * 0.5, atol=0.01)
-    change = np.abs(after - frame)[..., 0]
-    assert max(np.abs(np.diff(change, axis=axis)).max() for axis in (0, 1)) < 0.15  # of .35: it fades
+    np.testing.assert_allclose(after[inside], frame[inside] * 0.5, atol=0.02)  # up to the edge: no rim
 
 
 def test_what_is_outside_has_no_part_in_the_result_where_the_field_is_continued():
