@@ -383,7 +383,7 @@ def test_two_processes_learn_one_network(drawn, method, more):
     overrides = {"method": method, **METHOD.get(method, {}), **FEW, **more}
     done = subprocess.run(
         [sys.executable, str(script), str(drawn), repr(overrides)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=800, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (drawn / "rank0").read_text() == (drawn / "rank1").read_text()
