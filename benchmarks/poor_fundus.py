@@ -266,6 +266,8 @@ def lesions_in_boxes(
             if name == kind:
                 place = slice(int(SIZE * y1), int(SIZE * y2) + 1), slice(int(SIZE * x1), int(SIZE * x2) + 1)
                 values = green[place]
+                if not values.size:  # beyond the picture
+                    continue
                 low, high = np.percentile(values, [25, 75])
                 mask[place] |= values <= low if kind == "haemorrhage" else values >= high
         if mask.any():

@@ -83,7 +83,7 @@ def test_a_real_run_opens_no_socket_and_prints_only_json_on_stdout(samples, tmp_
     value = json.loads(done.stdout)
     jsonschema.validate(value, SCHEMA)
     assert value["outcomes"][0]["result"] in ("enhanced", "warned")
-    assert value["outcomes"][0]["weights"] == "stillgan-fundus-2"
+    assert value["outcomes"][0]["weights"] == "fields-fundus-1"
     assert value == json.loads((tmp_path / "run_report.json").read_text())
 
 
@@ -246,7 +246,7 @@ def test_inspect_and_enhance_end_alike_where_two_patients_have_one_uid(tmp_path)
 def test_inspect_tells_without_writing(samples, tmp_path):
     done = run("inspect", samples / "study", "--json", code=0)
     by_source = {Path(s["source"]).name: s for s in json.loads(done.stdout)["series"]}
-    assert by_source["op-fundus.dcm"]["recipe"] == "op-fundus-stillgan"
+    assert by_source["op-fundus.dcm"]["recipe"] == "op-fundus-fields"
     assert by_source["slice1"]["reason"].startswith("CT_OFF_BY_DEFAULT")
     done = run("enhance", samples / "study", "-o", tmp_path / "out", "--dry-run", "--json", code=0)
     assert not (tmp_path / "out").exists()

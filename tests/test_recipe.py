@@ -159,9 +159,9 @@ def test_nothing_that_fits_is_a_recipe_error_without_values():
 @pytest.mark.parametrize(
     ("sop_class", "modality", "photometric", "image_type", "expected"),
     [
-        ("77.1.5.1", "OP", "RGB", ["ORIGINAL", "PRIMARY", "", "COLOR"], "op-fundus-stillgan"),
-        ("77.1.5.2", "OP", "YBR_FULL_422", None, "op-fundus-stillgan"),
-        ("77.1.5.5", "OP", "PALETTE COLOR", None, "op-fundus-stillgan"),
+        ("77.1.5.1", "OP", "RGB", ["ORIGINAL", "PRIMARY", "", "COLOR"], "op-fundus-fields"),
+        ("77.1.5.2", "OP", "YBR_FULL_422", None, "op-fundus-fields"),
+        ("77.1.5.5", "OP", "PALETTE COLOR", None, "op-fundus-fields"),
         ("77.1.5.1", "OP", "MONOCHROME2", ["ORIGINAL", "PRIMARY"], "cfm-cornea-stillgan"),
         ("77.1.5.1", "OP", "MONOCHROME2", ["ORIGINAL", "PRIMARY", "", "FA"], "op-filtered-clahe"),
         ("77.1.8", "CFM", "MONOCHROME2", None, "cfm-cornea-stillgan"),

@@ -18,7 +18,8 @@ def honest_of(weights: str | None, recipe: str | None) -> tuple[str, Honest]:
     """The key of a calibration, and what makes its honest pairs.
 
     Args:
-        weights: A key of the manifest; the first shipped recipe with them decides on masks and resolution.
+        weights: A key of the manifest; of the shipped recipes with them that of the highest priority decides on masks,
+            resolution and look.
         recipe: A shipped recipe's name, in place of weights; None for both: conventional methods.
 
     Raises:
@@ -30,7 +31,8 @@ def honest_of(weights: str | None, recipe: str | None) -> tuple[str, Honest]:
     fitting = [r for r in load_recipes() if recipe in (None, r.name) and weights in (None, r.enhancer.weights)]
     if not fitting:
         raise RecipeError(f"no recipe {recipe}" if recipe else f"no recipe has the weights {weights}")
-    return weights or fitting[0].name, prepared(fitting[0])
+    first = max(fitting, key=lambda recipe: recipe.priority)
+    return weights or first.name, prepared(first)
 
 
 def prepared(recipe: Recipe) -> Prepared:
