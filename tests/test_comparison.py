@@ -106,7 +106,7 @@ def test_dicom_pairs_by_the_source_image_sequence(study):
     one, two = judged(*study)
     assert (one.result, two.result) == ("enhanced", "withheld")
     assert one.lassim > 0.99
-    assert one.pair.says == "OP, 64 x 64, op-fundus-stillgan"
+    assert one.pair.says == "OP, 64 x 64, op-fundus-fields"
     assert "lassim" in {objection["check"] for objection in two.verdict["objections"]}
     value = two.to_json()
     assert [f["frame"] for f in value["per_frame"]] == [0]

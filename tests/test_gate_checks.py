@@ -136,4 +136,4 @@ def test_frames_below_32_pixels_have_lassim_alone():
 def test_a_frame_with_nothing_inside_has_nothing_to_object_to():
     nothing = np.zeros(GREY.shape[:2], bool)
     checks = examine(GREY, 1 - GREY, inside=nothing).checks
-    assert checks == {"local": 0, "displacement": 0, "inversion": 0, "blur": 1}
+    assert checks == {"local": 0, "displacement": 0, "inversion": 0, "blur": 1, "colour": 0}

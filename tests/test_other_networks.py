@@ -163,9 +163,9 @@ def test_the_default_unet_is_small():
 
 
 def test_every_network_is_built_by_name():
-    translating = {"enlightengan", "hqgnet", "resnet9", "stillgan"}
-    judging = {"csnet", "guide_encoder", "heatmap", "mcfnet", "resnet8", "unet"}
-    assert set(NETWORKS) == translating | judging | {"detector"}
+    translating = {"enlightengan", "fields", "hqgnet", "resnet9", "stillgan"}
+    judging = {"csnet", "guide_encoder", "heatmap", "look_encoder", "mcfnet", "resnet8", "unet"}
+    assert set(NETWORKS) == translating | judging | {"detector", "colour_detector"}
     for name in translating | judging:
         assert isinstance(build_network(name, channels=1, width=4), NETWORKS[name])
     assert isinstance(build_network("detector", widths=(4, 4, 4, 4)), NETWORKS["detector"])

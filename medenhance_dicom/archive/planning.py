@@ -25,7 +25,7 @@ from medenhance_dicom.archive.forecast import LEAST, Forecasts, Measured, Popula
 from medenhance_dicom.archive.plan import BATCH, InstanceRow, Method, Plan, SeriesRow
 from medenhance_dicom.decoding import Decoder
 from medenhance_dicom.errors import ConfigurationError, ModelError, PeerError
-from medenhance_dicom.guides import find_guides
+from medenhance_dicom.guides import find_guides, load_guide
 from medenhance_dicom.manifest import Manifest, load_manifest
 from medenhance_dicom.node.jobfolder import locked, read_lines, write_lines
 from medenhance_dicom.node.sources import open_source
@@ -93,11 +93,21 @@ def make_plan(plan: Plan, *, tell: Tell | None = None) -> Judged:
 
 
 def judged_by(plan: Plan) -> str:
-    """Changes when a series might be judged otherwise: another recipe, other weights, another guide."""
+    """Changes when a series might be judged otherwise: another recipe, other weights, another guide.
+
+    Every guide of an HQG-Net counts, as it did when no other network took one, so that plans of that time keep their
+    mark; of those of another network only what leads the plan's own weights.
+    """
     manifest = load_manifest()
     recipes = recipes_of(settings_of(plan.options))
+    keys = {r.enhancer.weights for r in recipes if r.enhancer.weights}
+    others = {key for key, entry in manifest.weights.items() if entry.network != "hqgnet"} - keys
+    guides = [
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in find_guides().values()
+        if load_guide(path).weights not in others
+    ]
     weights = [manifest.entry(r.enhancer.weights).sha256 for r in recipes if r.enhancer.weights]
-    guides = [hashlib.sha256(path.read_bytes()).hexdigest() for path in find_guides().values()]
     options = json.dumps(plan.options, sort_keys=True)
     return digest_of(options, *sorted(r.digest for r in recipes), *sorted(weights), *sorted(guides))
 
