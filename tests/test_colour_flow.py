@@ -164,6 +164,7 @@ def first_frame(path, decoder):
     return (stored / pixel_format(instance).maximum).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_real_pictures(data_folder):
     """As they look: power and colour Doppler without the flag, and a grey picture with a coloured header."""
     from pydicom.data import get_testdata_file

@@ -167,6 +167,7 @@ def test_float_one_bit_and_video_are_refused_with_a_reason(decoder, tmp_path):
     assert (caught.value.reason, str(caught.value).count("BITS")) == ("BITS", 1)
 
 
+@pytest.mark.slow
 def test_declared_sizes_are_checked_before_anything_is_decoded(tmp_path):
     instance = pydicom.dcmread(shipped("CT_small.dcm"))
     instance.Rows = instance.Columns = 65535
@@ -206,6 +207,7 @@ def test_the_child_is_replaced_after_death():
         assert decoder._child.pid != pid
 
 
+@pytest.mark.slow
 def test_a_child_that_hangs_is_killed_and_the_next_file_works(tmp_path):
     path = shipped("CT_small.dcm")
     with Decoder(Limits(seconds=1.0)) as decoder:

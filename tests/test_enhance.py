@@ -58,6 +58,7 @@ def test_every_sample_is_enhanced_but_ct(run):
     assert all(o.lassim is not None for o in outcomes if o.derived)
 
 
+@pytest.mark.slow
 def test_colour_photographs_of_the_eye_are_measured(run):
     _, output, outcomes = run
     measured = {Path(o.source).name: o.measures for o in outcomes if o.measures}

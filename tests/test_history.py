@@ -66,6 +66,7 @@ def make(path, **attributes):
     return synthetic.make_file(path, "CR", rows=24, columns=24, **attributes)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_stopped(enhance, enhanced, tmp_path):
     make_series(tmp_path / "in")
     whole = [o.result for o in enhance(tmp_path / "in", output=tmp_path / "whole")]

@@ -68,6 +68,7 @@ def test_the_encoders_have_torchvisions_parameters():
         assert parameters(GuideEncoder()) == 11_209_344
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stem", "expected"), [("full", 81.44), ("light", 23.25)])
 def test_the_paper_preset_has_its_operations(stem, expected):
     with torch.device("meta"):

@@ -191,7 +191,7 @@ RANDOM_TANH = {"fp32": Parity(2e-3, 2e-4), "bf16": Parity(0.2, 0.01)}
     [
         ("torch", "fp32"),
         ("torch", "bf16"),
-        pytest.param("openvino", "fp32", marks=needs_openvino),
+        pytest.param("openvino", "fp32", marks=[needs_openvino, pytest.mark.slow]),
         pytest.param("openvino", "bf16", marks=needs_openvino),
     ],
 )

@@ -69,6 +69,7 @@ def test_reflexes_dye_and_bluish_light_are_no_insets(seed):
     assert not insets(frame[:40, :40]).any()
 
 
+@pytest.mark.slow
 def test_real_endoscopes_corner_boxes_are_found_and_nothing_else(data_folder):
     """Boxes at the lower left that upstream blotted out, redrawn as green panels; beside pictures that have none."""
     paths = sorted((data_folder / "endoscopy/kvasir_seg_256/images").glob("*"))[::7]

@@ -104,6 +104,7 @@ def job(folder, three):
     return folder / "job"
 
 
+@pytest.mark.slow
 def test_in_the_node_memory_that_was_short_is_waited_for(three, tmp_path):
     settings = NodeSettings(store=tmp_path, work=Work(attempts=3))
     stage, folder = Enhancing(lambda: 1_700_000_000.0), job(tmp_path, three)

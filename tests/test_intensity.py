@@ -107,6 +107,7 @@ def test_a_change_undone_lands_on_the_wanted_unit_value(modality, inverted):
     np.testing.assert_allclose(to_unit(moved, line), after, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_n4_flattens_a_shaded_picture_and_repeats():
     from skimage import data
     from skimage.transform import resize

@@ -359,6 +359,7 @@ def test_a_destination_without_commitment_is_wrong_only_where_it_is_asked(store)
         server.shutdown()
 
 
+@pytest.mark.slow
 def test_destinations_that_refuse_or_are_not_there(store):
     server = peer(title="SOMEBODY")
     try:

@@ -250,6 +250,7 @@ def test_jobs_of_a_store_without_any(run, config):
     assert json.loads(run("jobs", "recover", "-c", config, "--json").stdout) == {}
 
 
+@pytest.mark.slow
 def test_a_sealed_job_is_listed_cancelled_and_retried(run, config, samples):
     from medenhance_dicom.jobs import Jobs
     from medenhance_dicom.node.control import database_of

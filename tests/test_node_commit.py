@@ -268,6 +268,7 @@ def test_only_what_is_held_whole_is_committed(held):
     assert verify_held(spool, [second]) == {second: 0x0110}
 
 
+@pytest.mark.slow
 def test_a_modality_that_insists(held):
     spool, pairs = held
     modality = application_entity("CTSCAN")

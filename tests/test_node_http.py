@@ -293,6 +293,7 @@ def test_many_silent_connections_are_all_cut_off(served):
     assert healthy(served)
 
 
+@pytest.mark.slow
 def test_a_kept_alive_connection_may_ask_again_and_may_not_drip(served):
     with connected(served) as sock:
         for _ in range(3):
@@ -310,6 +311,7 @@ def test_a_request_in_two_pieces_and_two_at_once_are_answered(served):
         answers(sock, 2)
 
 
+@pytest.mark.slow
 def test_a_long_request_outlives_the_time_for_its_head(served, node):
     data = b"x" * 8000
     whole = body(data)

@@ -292,6 +292,7 @@ def test_get_of_any_class_leaves_the_syntax_to_the_peer(node, tmp_path):
     assert got.LossyImageCompression == "01"
 
 
+@pytest.mark.slow
 def test_get_needs_the_unique_key(node, tmp_path):
     for identifier in (query(PatientID="P1"), query("SERIES", StudyInstanceUID="1.2.1"), query("PATIENT")):
         with pytest.raises(PeerError, match="C-GET with 0xA900"):

@@ -681,6 +681,7 @@ def said(result):
     return result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @needs_dcmtk
 def test_tls(secure, clients):
     port = secure.settings.listener.tls.port
@@ -709,6 +710,7 @@ def test_tls(secure, clients):
         assert data_set_digest(secure.instances[0]) == data_set_digest(sample)
 
 
+@pytest.mark.slow
 def test_a_silent_tls_client_holds_nobody_up(secure):
     silent = [socket.create_connection(("127.0.0.1", secure.settings.listener.tls.port)) for _ in range(3)]
     with socket.create_connection(("127.0.0.1", secure.settings.listener.tls.port), timeout=60) as sock:

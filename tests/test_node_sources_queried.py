@@ -164,6 +164,7 @@ def test_a_series_comes_by_get(node, tmp_path, spool):
         assert item == pydicom.dcmread(spool.held(item.SOPInstanceUID))
 
 
+@pytest.mark.slow
 def test_a_series_comes_by_move_to_a_listener_of_ours(node, ours, tmp_path):
     folder = tmp_path / "got"
     folder.mkdir()
@@ -176,6 +177,7 @@ def test_a_series_comes_by_move_to_a_listener_of_ours(node, ours, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_fetched_again(node, tmp_path, monkeypatch):
     folder = tmp_path / "got"
     folder.mkdir()
@@ -232,6 +234,7 @@ def peer_without_get(moves):
     return listen([accepted_context(FIND), accepted_context(MOVE)], handlers, title="QR")
 
 
+@pytest.mark.slow
 def test_a_peer_without_get_is_asked_to_move(tmp_path, ours):
     moves = []
     server = peer_without_get(moves)

@@ -63,6 +63,7 @@ def wanted(item):
     return Wanted(item.locator, facts["StudyInstanceUID"], facts["SeriesInstanceUID"], facts["SOPInstanceUID"])
 
 
+@pytest.mark.slow
 def test_objects_are_found_by_their_headers_alone(bucket, tmp_path):
     name, put, client = bucket
     for number in range(25):
@@ -99,6 +100,7 @@ def test_objects_are_found_by_their_headers_alone(bucket, tmp_path):
     assert [item.facts["Rows"] for item in again] == ["20"]
 
 
+@pytest.mark.slow
 def test_objects_are_fetched_whole(bucket, tmp_path):
     name, put, client = bucket
     data = [put(f"x/{n}.dcm", ct(tmp_path, n)) for n in range(4)]

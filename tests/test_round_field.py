@@ -149,6 +149,7 @@ def test_vignetting_is_no_edge():
     assert field_of_view(frame, "ellipse").all()
 
 
+@pytest.mark.slow
 def test_the_same_picture_larger_has_the_same_field():
     picture, inside = eye()
     frame = photograph(picture, inside, 0.5)
@@ -175,6 +176,7 @@ def check(data_folder, entries):
     assert not wide
 
 
+@pytest.mark.slow
 def test_a_picture_of_every_set_checked_by_eye(data_folder):
     entries = {entry["file"].split("/")[1]: entry for entry in checked_by_eye()}
     assert len(entries) == 6

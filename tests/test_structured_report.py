@@ -64,6 +64,7 @@ def test_a_report_on_every_class_is_valid(name, tmp_path):
     assert check_report(read_instance(tmp_path / "sr.dcm")) == []
 
 
+@pytest.mark.slow
 @needs_dciodvfy
 def test_what_is_written_is_valid_for_others(tmp_path):
     _, _, document = case("EnhancedMR", frames=3)

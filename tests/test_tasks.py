@@ -226,6 +226,7 @@ def test_who_learns_from_what(fabric, trained, batch, mode):
     assert not any("running" in name or "tracked" in name for name in learned)
 
 
+@pytest.mark.slow
 def test_an_enhancer_led_by_a_frozen_task_helps_it(fabric, drawn):
     """A shading hides the discs; L_d alone takes it away."""
     method = trained_segmenter(recipe_of("segmenter"), fabric, drawn)

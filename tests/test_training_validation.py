@@ -173,6 +173,7 @@ class Unveil(torch.nn.Module):
         return torch.where(unit > 0, (unit - veil) / 0.45, 0).clamp(0, 1) * 2 - 1
 
 
+@pytest.mark.slow
 def test_without_pairs_the_best_is_chosen_by_the_poor_ones(tmp_path, fabric):
     for i in range(4):
         save(tmp_path / f"high/{i}.png", eye(10 + i))

@@ -215,6 +215,7 @@ def test_a_plan_opens_and_has_what_was_done(old):
         assert [job.state for job in plan.jobs()] == ["open"] * 3
 
 
+@pytest.mark.slow
 def test_a_plan_knows_what_was_done_where_it_moved_to_and_what_is_corrected(old):
     archives.make_plan(old / "plan", old / "archive")
     assert archives.counts(old / "plan")["open_instances"] == 8
