@@ -368,6 +368,7 @@ def test_an_end_in_order_leaves_a_report_and_no_scratch_files(number, tmp_path):
     with subprocess.Popen(
         [*command, "-o", tmp_path / "enhanced"], env=os.environ | {"TMPDIR": str(tmp_path / "scratch")}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 # what a shell in the background ignores
     ) as child:  # fmt: skip
         assert child.stdout is not None
         child.stdout.readline()
