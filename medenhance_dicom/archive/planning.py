@@ -6,7 +6,6 @@ instance for each SOP class of a series and asks `selection`, as `enhance` does:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -102,11 +101,7 @@ def judged_by(plan: Plan) -> str:
     recipes = recipes_of(settings_of(plan.options))
     keys = {r.enhancer.weights for r in recipes if r.enhancer.weights}
     others = {key for key, entry in manifest.weights.items() if entry.network != "hqgnet"} - keys
-    guides = [
-        hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in find_guides().values()
-        if load_guide(path).weights not in others
-    ]
+    guides = [guide.digest for guide in map(load_guide, find_guides().values()) if guide.weights not in others]
     weights = [manifest.entry(r.enhancer.weights).sha256 for r in recipes if r.enhancer.weights]
     options = json.dumps(plan.options, sort_keys=True)
     return digest_of(options, *sorted(r.digest for r in recipes), *sorted(weights), *sorted(guides))

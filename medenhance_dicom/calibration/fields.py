@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from medenhance_dicom.networks.fields import CELLS, LEVELS, as_field, enlarged, pyramid, smoothed
+
 __all__ = ["smooth_fields"]
 
-CELLS = 12
-LEVELS = 4
 MOST_GAIN = 3.0
 DARKEST = 0.05
 
@@ -47,23 +47,11 @@ def smooth_fields(
     gain = gain + (1 - evened) * (mean / (mean - veil.mean((2, 3), keepdim=True)).clamp(min=DARKEST)).log()
     gain = gain + drawn(0, 0.12, channels, 1, 1) + drawn(0, 0.05, channels, CELLS, CELLS)
     most = math.log(MOST_GAIN)
-    gain, veil = (most * torch.tanh(_smoothed(gain) / most)).exp(), _smoothed(veil)
-    detail = _smoothed((drawn(0.3, 0.3, LEVELS, 1, 1) + drawn(0, 0.1, LEVELS, CELLS, CELLS)).clamp(-0.7, 1.2)).exp()
-    bands, base = [], x
-    for _ in range(LEVELS):
-        smaller = functional.avg_pool2d(base, 2, ceil_mode=True)
-        bands.append(base - _brought(smaller, base, "bilinear"))
-        base = smaller
-    y = base - _brought(veil, base, "bicubic")
+    gain, veil = (most * torch.tanh(smoothed(gain) / most)).exp(), smoothed(veil)
+    detail = smoothed((drawn(0.3, 0.3, LEVELS, 1, 1) + drawn(0, 0.1, LEVELS, CELLS, CELLS)).clamp(-0.7, 1.2)).exp()
+    bands, base = pyramid(x)
+    y = base - as_field(veil, base)
     for k in reversed(range(LEVELS)):
-        y = _brought(y, bands[k], "bilinear") + _brought(detail[:, k : k + 1], bands[k], "bicubic") * bands[k]
-    y = torch.where(field > 0, (y * _brought(gain, x, "bicubic")).clamp(0, 1), x)
+        y = enlarged(y, bands[k]) + as_field(detail[:, k : k + 1], bands[k]) * bands[k]
+    y = torch.where(field > 0, (y * as_field(gain, x)).clamp(0, 1), x)
     return np.ascontiguousarray(y[0].permute(1, 2, 0).numpy())
-
-
-def _smoothed(cells: Tensor) -> Tensor:
-    return functional.avg_pool2d(functional.pad(cells, (1, 1, 1, 1), mode="replicate"), 3, 1)
-
-
-def _brought(x: Tensor, like: Tensor, mode: str) -> Tensor:
-    return functional.interpolate(x, size=like.shape[-2:], mode=mode, align_corners=False)

@@ -62,7 +62,7 @@ def pyramid(y: Tensor, levels: int = LEVELS) -> tuple[list[Tensor], Tensor]:
     found = []
     for _ in range(levels):
         smaller = F.avg_pool2d(y, 2, ceil_mode=True)
-        found.append(y - _enlarged(smaller, y))
+        found.append(y - enlarged(smaller, y))
         y = smaller
     return found, y
 
@@ -78,10 +78,10 @@ def apply_fields(levels: list[Tensor], rest: Tensor, fields: Fields) -> Tensor:
     Returns:
         float32 (B, C, H, W), not clipped.
     """
-    y = rest - _field(fields.veil, rest)
+    y = rest - as_field(fields.veil, rest)
     for k in reversed(range(len(levels))):
-        y = _enlarged(y, levels[k]) + _field(fields.log_detail[:, k : k + 1], levels[k]).exp() * levels[k]
-    return y * _field(fields.log_gain, levels[0]).exp()
+        y = enlarged(y, levels[k]) + as_field(fields.log_detail[:, k : k + 1], levels[k]).exp() * levels[k]
+    return y * as_field(fields.log_gain, levels[0]).exp()
 
 
 def numbers_of_fields(channels: int) -> int:
@@ -212,8 +212,7 @@ class FieldsGenerator(nn.Module):
         for block, film in zip(self.deep, self.film, strict=True):
             h = block(h, film(condition)[:, :, None, None])
         h = self.last(h) + self.whole(torch.cat([told, _statistics(h)], dim=1))[:, :, None, None]
-        h = F.avg_pool2d(F.pad(h.float(), (1, 1, 1, 1), mode="replicate"), 3, 1)  # neighbouring cells agree
-        return fields_of(h, self.channels)
+        return fields_of(smoothed(h.float()), self.channels)
 
 
 def _statistics(h: Tensor) -> Tensor:
@@ -223,9 +222,16 @@ def _statistics(h: Tensor) -> Tensor:
     return torch.cat([mean, deviation], dim=1)
 
 
-def _enlarged(x: Tensor, like: Tensor) -> Tensor:
+def smoothed(grid: Tensor) -> Tensor:
+    """Means over 3 x 3 cells, so that neighbours agree; (B, C, cells, cells) as before."""
+    return F.avg_pool2d(F.pad(grid, (1, 1, 1, 1), mode="replicate"), 3, 1)
+
+
+def enlarged(x: Tensor, like: Tensor) -> Tensor:
+    """A coarser octave (B, C, h, w) at the size of a finer one, bilinear."""
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _field(grid: Tensor, like: Tensor) -> Tensor:
+def as_field(grid: Tensor, like: Tensor) -> Tensor:
+    """A grid (B, C, cells, cells) as a smooth field of the size of a picture, cubic."""
     return F.interpolate(grid, size=like.shape[-2:], mode="bicubic", align_corners=False)

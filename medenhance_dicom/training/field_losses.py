@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medenhance_dicom.metrics.fundus import WHITE, XYZ
 from medenhance_dicom.networks.fields import CELLS, Fields, pyramid
 from medenhance_dicom.training.recipe import FieldAims, FieldTerms
 
@@ -18,9 +19,6 @@ VESSEL_LEVELS = slice(1, 3)  # octaves in which vessels lie, of a picture of som
 CALIBRE = 384 / 5  # the closing's half side is S over this: a square of about the disc's area
 SAME = 4.0  # how much more a good picture's own pixels count
 EVEN_COLOUR = 2.5  # how much more low-pass colour counts in the even look, or the disc would go with the light
-
-_XYZ = ((0.412453, 0.357580, 0.180423), (0.212671, 0.715160, 0.072169), (0.019334, 0.119193, 0.950227))
-_WHITE = (0.95047, 1.0, 1.08883)  # D65
 
 
 def mean_within(planes: Tensor, mask: Tensor) -> Tensor:
@@ -33,7 +31,7 @@ def low_pass_lab(rgb: Tensor, inside: Tensor, cells: int = LOW_PASS) -> tuple[Te
     share = F.adaptive_avg_pool2d(inside, cells)
     mean = (F.adaptive_avg_pool2d(rgb * inside, cells) / share.clamp_min(1e-3)).clamp(1e-4, 1)
     linear = torch.where(mean <= 0.04045, mean / 12.92, ((mean.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
-    xyz = torch.einsum("ij,bjhw->bihw", rgb.new_tensor(_XYZ), linear) / rgb.new_tensor(_WHITE).view(1, 3, 1, 1)
+    xyz = torch.einsum("ij,bjhw->bihw", rgb.new_tensor(XYZ), linear) / rgb.new_tensor(WHITE).view(1, 3, 1, 1)
     f = torch.where(xyz > 216 / 24389, xyz.clamp_min(1e-4) ** (1 / 3), (24389 / 27 * xyz + 16) / 116)
     lab = torch.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], dim=1)
     return lab, (share > 0.9).float()

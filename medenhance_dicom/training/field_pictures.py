@@ -14,12 +14,12 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional as F
 
 from medenhance_dicom.errors import RecipeError
+from medenhance_dicom.field_edge import fill_outside
 from medenhance_dicom.masks import field_of_view
 from medenhance_dicom.metrics.fundus import FundusField
 from medenhance_dicom.placement import squared
@@ -71,9 +71,8 @@ def field_picture(loaded: Loaded) -> FieldPicture | None:
     if seen.mean() < LEAST_FIELD:
         return None
     inside = FundusField(flat, seen).inside
-    nearest = distance_transform_edt(~inside, return_distances=False, return_indices=True)
-    filled = np.rint(flat[tuple(nearest)] * 255).astype(np.uint8)
-    field = FundusField(filled / np.float32(255), seen)
+    filled = np.rint(fill_outside(flat, inside) * 255).astype(np.uint8)
+    field = FundusField(unit(filled), seen)
     guide = torch.from_numpy(squared(square[loaded.place.window], GUIDE_SIDE).transpose(2, 0, 1).clip(0, 1).copy())
     return FieldPicture(filled, inside, field.vessels, field.ground, light_of(filled, inside), guide, loaded.folder)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medenhance_dicom.enhancer import EnhancerSpec
 from medenhance_dicom.errors import RecipeError
+from medenhance_dicom.inference import NetworkEnhancer
 from medenhance_dicom.masks import field_of_view
 from medenhance_dicom.networks.fields import FieldsGenerator, LookEncoder, apply_fields, pyramid
 from medenhance_dicom.networks.hqgnet import GuidedNetwork
@@ -38,29 +37,14 @@ class InField(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.spec = EnhancerSpec(3, whole=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         frames = ((x + 1) / 2).permute(0, 2, 3, 1).cpu().numpy()
         inside = np.stack([field_of_view(frame, "ellipse") for frame in frames])
-        run = _Unit(self.network, x.device, self.spec)
+        run = NetworkEnhancer(self.network, EnhancerSpec(3, whole=True), x.device)
         enhanced = enhance_whole(frames, run, inside=inside, padding="field")
         return torch.from_numpy(enhanced).permute(0, 3, 1, 2).to(x.device) * 2 - 1
-
-
-@dataclass(frozen=True)
-class _Unit:
-    """A network behind the `Enhancer` protocol."""
-
-    network: nn.Module
-    device: torch.device
-    spec: EnhancerSpec
-
-    def __call__(self, frames: NDArray[np.float32]) -> NDArray[np.float32]:
-        x = torch.from_numpy(frames).permute(0, 3, 1, 2).to(self.device) * 2 - 1
-        out: NDArray[np.float32] = ((self.network(x) + 1) / 2).permute(0, 2, 3, 1).float().cpu().numpy()
-        return out
 
 
 class FieldsMethod(Method):
@@ -95,12 +79,7 @@ class FieldsMethod(Method):
         levels, rest = pyramid(batch["y"])
         fields = self.modules["E"].predict(batch["y"], levels, v_z, batch["look"])  # type: ignore[operator]
         terms = field_terms(batch, apply_fields(levels, rest, fields), fields, self.recipe.fields)
-        total = weighted(terms, self.recipe.fields.terms)
-        self.optimizers["warm_up"].zero_grad(set_to_none=True)
-        self.fabric.backward(total)
-        learning = [*self.modules["G"].parameters(), *self.modules["E"].parameters()]
-        nn.utils.clip_grad_norm_(learning, LARGEST_GRADIENT)
-        self.optimizers["warm_up"].step()
+        self.descend(weighted(terms, self.recipe.fields.terms), "warm_up", largest=LARGEST_GRADIENT)
         return {name: float(term.detach()) for name, term in terms.items()}
 
     def runnable(self, network: nn.Module) -> nn.Module:

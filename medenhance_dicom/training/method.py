@@ -118,11 +118,15 @@ class Method:
         """An Adam that Fabric knows."""
         return self.fabric.setup_optimizers(torch.optim.Adam(parameters, lr=rate, betas=betas))
 
-    def descend(self, total: Tensor, *optimizers: str) -> None:
-        """Gradients of `total`, one step of each named optimizer."""
+    def descend(self, total: Tensor, *optimizers: str, largest: float | None = None) -> None:
+        """Gradients of `total`, their norm `largest` at most, one step of each named optimizer."""
         for name in optimizers:
             self.optimizers[name].zero_grad(set_to_none=True)
         self.fabric.backward(total)
+        if largest is not None:
+            for name in optimizers:
+                groups = self.optimizers[name].param_groups
+                nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], largest)
         for name in optimizers:
             self.optimizers[name].step()
 
